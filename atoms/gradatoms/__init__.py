@@ -1,0 +1,1 @@
+"""Gradient atoms: read what training pushes a language model toward."""

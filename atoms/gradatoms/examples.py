@@ -1,0 +1,116 @@
+"""Examples: what the model should have said where. One record type, and readers that name file, line and field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from gradatoms.errors import ExampleError
+
+FIELDS = ("prompt", "target", "foil", "concept", "meta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A prompt, the text that should follow it, and optionally a foil that should not.
+
+    ``concept`` is ground truth for scoring only: no labeller and no projector reads it. ``meta["group"]``, where given,
+    keeps examples of one fact on the same side of every split.
+    """
+
+    prompt: str
+    target: str
+    foil: str | None = None
+    concept: str | None = None
+    meta: dict[str, str] = field(default_factory=dict)
+
+    def held_out(self, fraction: float, seed: int) -> bool:
+        """Whether this example is on the held-out side of the split: a hash of its group (else its prompt), and ``seed``.
+
+        The answer depends on nothing but the example, so every command draws the same line.
+        """
+        key = self.meta.get("group", self.prompt)
+        return xxhash.xxh3_64_intdigest(key.encode(), seed) < fraction * 2.0**64
+
+
+def read_examples(source: str | Path, *, limit: int | None = None) -> list[Example]:
+    """Read examples from a ``.jsonl`` file or ``builtin:corrections``.
+
+    Args:
+        source: path of a jsonl file, one object a line with ``prompt``, ``target`` and optionally ``foil``, ``concept``
+            and ``meta`` (an object of strings); or ``builtin:corrections``, the corpus that comes with the package.
+        limit: keep this many examples, spread evenly over the file.
+
+    Raises:
+        ExampleError: no such source, nothing in it, or a malformed line (file, line and field are named).
+    """
+    if str(source).startswith("builtin:"):
+        text, shown = _builtin(str(source)), str(source)
+    else:
+        path = Path(source)
+        if not path.is_file():
+            raise ExampleError(f"expected a jsonl file of examples, found nothing at {path}; check the path, or use builtin:corrections")
+        text, shown = _read_text(path), str(path)
+    examples = list(parse_jsonl(text.splitlines(), shown))
+    if not examples:
+        raise ExampleError(f"expected at least one example in {shown}, found none; each line is a JSON object with prompt and target")
+    if limit is not None and limit < 1:
+        raise ExampleError(f"expected a limit of at least 1, got {limit}")
+    if limit is not None and limit < len(examples):
+        examples = [examples[i * len(examples) // limit] for i in range(limit)]
+    return examples
+
+
+def parse_jsonl(lines: Iterable[str], source: str) -> Iterator[Example]:
+    """Parse jsonl lines; blank lines are passed over. ``source`` is what errors call the file."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{source}, line {number}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ExampleError(f"{where}: expected a JSON object, got malformed JSON ({error}); fix or remove the line") from error
+        if not isinstance(record, dict):
+            raise ExampleError(f"{where}: expected a JSON object, got {type(record).__name__}; fix or remove the line")
+        yield example_from_record(record, where)
+
+
+def example_from_record(record: dict[str, Any], where: str) -> Example:
+    """One checked example from a decoded JSON object."""
+    unknown = sorted(set(record) - set(FIELDS))
+    if unknown:
+        raise ExampleError(f"{where}: expected only the fields {', '.join(FIELDS)}, got also {', '.join(unknown)}; put extras in meta")
+    values: dict[str, Any] = {}
+    for name in ("prompt", "target", "foil", "concept"):
+        value = record.get(name)
+        if value is None and name in ("foil", "concept"):
+            continue
+        if not isinstance(value, str) or not value:
+            came = "nothing" if name not in record else repr(value)[:60]
+            raise ExampleError(f"{where}, field {name!r}: expected a non-empty string, got {came}; fix or remove the line")
+        values[name] = value
+    meta = record.get("meta") or {}
+    if not isinstance(meta, dict) or not all(isinstance(v, str) for v in meta.values()):
+        raise ExampleError(f"{where}, field 'meta': expected an object of strings, got {repr(meta)[:60]}; fix or remove the line")
+    return Example(**values, meta=meta)
+
+
+def _builtin(source: str) -> str:
+    name = source.removeprefix("builtin:")
+    if name != "corrections":
+        raise ExampleError(f"expected a built-in corpus, got {source!r}; there is builtin:corrections")
+    return (resources.files("gradatoms") / "data" / "corrections.jsonl").read_text(encoding="utf-8")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ExampleError(f"expected UTF-8 text in {path}, got other bytes at offset {error.start}; convert the file") from error

@@ -1,0 +1,238 @@
+"""Harvest: examples in, a gradient store out, resumable unit by unit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from gradatoms_store import ExampleRecord, GradientBlock, HookSpec, Store, StoreHeader, StoreWriter, open_store
+
+from gradatoms.errors import ConfigError, GradientError, OutputExistsError
+from gradatoms.examples import Example
+from gradatoms.gradients.residual import (
+    OBJECTIVES,
+    POSITIONS,
+    BatchGradients,
+    TokenBatch,
+    TokenSequence,
+    batch_gradients,
+    batched,
+    tokenize,
+)
+from gradatoms.models import HookSite, LoadedModel
+from gradatoms.progress import Progress, silent
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestConfig:
+    """What is harvested, and how."""
+
+    hooks: tuple[str, ...] = ()
+    """Hook names; empty for the middle of the network."""
+    objective: str = "nll"
+    positions: str = "last"
+    dtype: str = "float32"
+    """Compute dtype: ``float32``, or ``bfloat16`` autocast (faster where the processor has it; cosine about 0.999)."""
+    store_dtype: str = "float16"
+    """Dtype of the stored unit directions."""
+    batch_tokens: int = 1024
+    """Padded tokens in a batch; bounds memory."""
+    unit_examples: int = 512
+    """Examples in a unit of work; a resume starts at the first unit that is not committed."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("objective", OBJECTIVES), ("positions", POSITIONS), ("dtype", COMPUTE_DTYPES)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"expected {name} to be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("batch_tokens", "unit_examples"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"expected {name} of at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestReport:
+    """What one call of ``harvest`` did; a resumed call counts only its own work."""
+
+    rows: int
+    tokens: int
+    """Tokens processed, without padding."""
+    seconds: float
+    dtype: str
+    fidelity: float | None
+    """Lowest cosine between bfloat16 and float32 gradients over the first batch; None in float32."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+def harvest(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    out: str | Path,
+    config: HarvestConfig,
+    *,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> HarvestReport:
+    """Write the gradients of ``examples`` to the store ``out``.
+
+    Args:
+        out: path of the ``.gstore`` folder.
+        resume: go on with an existing store of the same model, examples and settings; without it an existing path is refused.
+
+    Raises:
+        OutputExistsError: ``out`` is taken and ``resume`` is off.
+        StoreMismatchError: ``out`` was made from something else (the differing fields are named).
+        GradientError: a gradient is NaN or infinite; a store that this call created and that has no shard yet is removed.
+    """
+    out = Path(out)
+    if out.exists() and not resume:
+        raise OutputExistsError(f"expected a new path, {out} exists; choose another, remove it, or go on with --resume")
+    config = replace(config, hooks=config.hooks or (loaded.default_hook(),))
+    hooks = [loaded.hook(name) for name in dict.fromkeys(config.hooks)]
+    sequences = tokenize(loaded, examples, objective=config.objective, positions=config.positions)
+    units = [range(i, min(i + config.unit_examples, len(examples))) for i in range(0, len(examples), config.unit_examples)]
+    header = _header(loaded, examples, config, hooks, len(units))
+    fresh = not out.exists()
+    writer = StoreWriter.create(out, header) if fresh else StoreWriter.resume(out, header)
+    autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
+    rows, tokens, seconds, fidelity = 0, 0, 0.0, None
+    done = sum(len(units[u]) for u in writer.done_units)
+    try:
+        with writer:
+            for number, unit in enumerate(units):
+                if number in writer.done_units:
+                    continue
+                branches = [branch for i in unit for branch in sequences[i]]
+                found: list[BatchGradients] = []
+                for batch in batched(branches, batch_tokens=config.batch_tokens, device=loaded.device):
+                    if autocast is not None and fidelity is None:
+                        fidelity = _fidelity(loaded, batch, hooks, autocast)
+                    started = time.perf_counter()
+                    found.append(batch_gradients(loaded, batch, hooks, autocast=autocast))
+                    seconds += time.perf_counter() - started
+                    tokens += batch.n_tokens
+                    done += len(batch.example_B)
+                    progress("harvest", min(done, len(examples)), len(examples))
+                block = merge_rows(found, examples, sequences)
+                _refuse_non_finite(block, examples)
+                rows += len(block.example)
+                writer.append(number, block, [_record(i, examples[i]) for i in unit])
+                writer.flush()
+    except GradientError:
+        if fresh and not writer.done_units:
+            shutil.rmtree(out)
+        raise
+    return HarvestReport(rows=rows, tokens=tokens, seconds=seconds, dtype=config.dtype, fidelity=fidelity)
+
+
+def is_complete(path: str | Path) -> bool:
+    """Whether ``path`` is a store with every unit committed."""
+    return Path(path).exists() and open_store(path).info.complete
+
+
+def merge_rows(
+    found: Sequence[BatchGradients], examples: Sequence[Example], sequences: Sequence[Sequence[TokenSequence]]
+) -> GradientBlock:
+    """One row for each (example, position), in that order; gradients and losses of an example's branches are summed."""
+    example = np.concatenate([f.example for f in found])
+    position = np.concatenate([f.position for f in found])
+    keys, inverse = np.unique(np.stack([example, position]), axis=1, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    n = keys.shape[1]
+
+    def summed(values: np.ndarray) -> np.ndarray:
+        total = np.zeros((n, *values.shape[1:]), dtype=np.float32)
+        np.add.at(total, inverse, values)
+        return total
+
+    def chosen(values: np.ndarray) -> np.ndarray:
+        picked = np.zeros(n, dtype=np.int32)
+        picked[inverse] = values
+        return picked
+
+    losses: dict[int, float] = {}
+    for f in found:
+        for e, loss in zip(f.sequence_example.tolist(), f.sequence_loss.tolist(), strict=True):
+            losses[e] = losses.get(e, 0.0) + loss
+    targets = {(e, p): t for e in {int(i) for i in keys[0]} for b in sequences[e] for p, t, sign in b.terms if sign > 0}
+    return GradientBlock(
+        gradients={hook: summed(np.concatenate([f.gradients[hook] for f in found])) for hook in found[0].gradients},
+        example=keys[0].astype(np.int64),
+        position=keys[1].astype(np.int32),
+        token=chosen(np.concatenate([f.token for f in found])),
+        target=np.asarray([targets[int(e), int(p)] for e, p in keys.T], dtype=np.int32),
+        loss=np.asarray([losses[int(e)] for e in keys[0]], dtype=np.float32),
+    )
+
+
+def _header(
+    loaded: LoadedModel, examples: Sequence[Example], config: HarvestConfig, hooks: Sequence[HookSite], n_units: int
+) -> StoreHeader:
+    digest = hashlib.sha256(f"{config.unit_examples}".encode())
+    for e in examples:
+        line = [e.prompt, e.target, e.foil, e.concept, sorted(e.meta.items())]
+        digest.update(json.dumps(line, ensure_ascii=False).encode())
+    return StoreHeader(
+        model=loaded.fingerprint.to_dict(),
+        hooks=tuple(HookSpec(name=h.name, hf_name=h.hf_name, d=h.d) for h in hooks),
+        objective=config.objective,
+        positions=config.positions,
+        dtype=config.store_dtype,
+        plan=digest.hexdigest(),
+        n_units=n_units,
+        n_examples=len(examples),
+        seed=config.seed,
+    )
+
+
+def _record(number: int, example: Example) -> ExampleRecord:
+    return ExampleRecord(
+        id=number,
+        prompt=example.prompt,
+        target=example.target,
+        foil=example.foil,
+        concept=example.concept,
+        meta=json.dumps(example.meta, ensure_ascii=False, sort_keys=True),
+    )
+
+
+def examples_of(store: Store) -> list[Example]:
+    """The examples of a store, in the order of their ids."""
+    return [
+        Example(prompt=r.prompt, target=r.target, foil=r.foil, concept=r.concept, meta=json.loads(r.meta))
+        for r in store.examples
+    ]
+
+
+def _fidelity(loaded: LoadedModel, batch: TokenBatch, hooks: Sequence[HookSite], autocast: torch.dtype) -> float:
+    exact = batch_gradients(loaded, batch, hooks).gradients
+    fast = batch_gradients(loaded, batch, hooks, autocast=autocast).gradients
+    cosines = []
+    for hook in exact:
+        a, b = exact[hook], fast[hook]
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosines.append((np.einsum("rd,rd->r", a, b)[norms > 0] / norms[norms > 0]).min(initial=1.0))
+    return float(min(cosines))
+
+
+def _refuse_non_finite(block: GradientBlock, examples: Sequence[Example]) -> None:
+    for hook, gradients in block.gradients.items():
+        bad = np.flatnonzero(~np.isfinite(gradients).all(axis=1))
+        if len(bad):
+            example = int(block.example[bad[0]])
+            raise GradientError(
+                f"expected finite gradients, {len(bad)} of {len(gradients)} rows at {hook} are NaN or infinite, the first in example "
+                f"{example + 1} (prompt {examples[example].prompt[:40]!r}); try --dtype float32, or check the model's weights"
+            )

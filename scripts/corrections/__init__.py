@@ -1,0 +1,1 @@
+"""Source tables of the built-in corpus `builtin:corrections`, one module a family."""

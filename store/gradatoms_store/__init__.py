@@ -1,0 +1,39 @@
+"""The gradient store: unit gradients, norms and examples in immutable HDF5 shards; `store/FORMAT.md` is its format."""
+
+from gradatoms_store.errors import (
+    StoreError,
+    StoreExistsError,
+    StoreFormatError,
+    StoreMismatchError,
+    StoreNotFoundError,
+    StoreValueError,
+)
+from gradatoms_store.reader import Store, StoreInfo, open_store
+from gradatoms_store.schema import (
+    SCHEMA_VERSION,
+    ExampleRecord,
+    GradientBatch,
+    GradientBlock,
+    HookSpec,
+    StoreHeader,
+)
+from gradatoms_store.writer import StoreWriter
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "ExampleRecord",
+    "GradientBatch",
+    "GradientBlock",
+    "HookSpec",
+    "Store",
+    "StoreError",
+    "StoreExistsError",
+    "StoreFormatError",
+    "StoreHeader",
+    "StoreInfo",
+    "StoreMismatchError",
+    "StoreNotFoundError",
+    "StoreValueError",
+    "StoreWriter",
+    "open_store",
+]

@@ -1,0 +1,182 @@
+"""The sidecar `shards/NNNNN.json`: what a shard holds. Its presence under this name is the commit of the shard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy import float32
+from numpy.typing import NDArray
+
+from gradatoms_store.errors import StoreFormatError
+from gradatoms_store.files import PARTIAL
+from gradatoms_store.jsonio import Fields, read_json
+from gradatoms_store.schema import SCHEMA_VERSION, StoreHeader
+
+SHARD_FORMAT = "gradatoms-shard"
+SHARDS = "shards"
+"""Folder of the shards inside a store."""
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_log = logging.getLogger(__name__)
+_STEM = re.compile(r"[0-9]{5,9}")
+
+
+def shard_stem(number: int) -> str:
+    """File name of shard `number` without its ending: 7 is `00007`."""
+    return f"{number:05d}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormSummary:
+    """Distribution of |g| at one hook over the rows of a shard; None where the shard has no rows."""
+
+    zeros: int
+    min: float | None
+    max: float | None
+    quantiles: dict[str, float]
+    """Quantile as text (`"0.5"`) to norm."""
+
+    @classmethod
+    def of(cls, norms: NDArray[float32]) -> NormSummary:
+        """Summary of norms of shape (n,)."""
+        if not len(norms):
+            return cls(zeros=0, min=None, max=None, quantiles={})
+        values = np.quantile(norms.astype(np.float64), QUANTILES)
+        quantiles = {str(q): float(value) for q, value in zip(QUANTILES, values, strict=True)}
+        return cls(zeros=int((norms == 0).sum()), min=float(norms.min()), max=float(norms.max()), quantiles=quantiles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """The contents of one sidecar."""
+
+    file: str
+    """Name of the shard beside it, `00000.h5`; never a path."""
+    fingerprint: str
+    """Fingerprint of the store it belongs to."""
+    rows: int
+    examples: int
+    bytes: int
+    """Size of the shard file."""
+    units: tuple[int, ...]
+    """Work units whose rows it holds, ascending."""
+    blocks: dict[str, str]
+    """Dataset path in the shard to hex xxh3_128 of its bytes."""
+    norms: dict[str, NormSummary]
+    """Hook name to the distribution of its norms."""
+    concepts: dict[str, int]
+    """Concept to number of rows; rows without a concept are not counted."""
+
+    def to_json(self) -> str:
+        """The text of the sidecar."""
+        return json.dumps({"format": SHARD_FORMAT, "schema_version": SCHEMA_VERSION, **asdict(self)}) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Sidecar:
+        """Read a sidecar; `where` is its path, for messages.
+
+        Raises:
+            StoreFormatError: damaged, foreign or of a future version; names the file and the field.
+        """
+        data = Fields.parse(text, where)
+        data.version(SHARD_FORMAT, SCHEMA_VERSION)
+        blocks = Fields(data.mapping("blocks"), f"{where}: blocks")
+        concepts = Fields(data.mapping("concepts"), f"{where}: concepts")
+        norms = data.mapping("norms")
+        sidecar = cls(
+            file=data.text("file"),
+            fingerprint=data.text("fingerprint"),
+            rows=data.integer("rows"),
+            examples=data.integer("examples"),
+            bytes=data.integer("bytes", 1),
+            units=tuple(data.integers("units")),
+            blocks={key: blocks.text(key) for key in blocks.names()},
+            norms={hook: _norm_summary(value, f"{where}: norms[{hook!r}]") for hook, value in norms.items()},
+            concepts={key: concepts.integer(key) for key in concepts.names()},
+        )
+        data.end()
+        return sidecar
+
+
+def _norm_summary(value: object, where: str) -> NormSummary:
+    data = Fields(value, where)
+    quantiles = Fields(data.mapping("quantiles"), f"{where}: quantiles")
+    summary = NormSummary(
+        zeros=data.integer("zeros"),
+        min=data.optional_number("min"),
+        max=data.optional_number("max"),
+        quantiles={key: quantiles.number(key) for key in quantiles.names()},
+    )
+    data.end()
+    return summary
+
+
+def read_sidecars(path: Path, header: StoreHeader) -> dict[int, Sidecar]:
+    """The committed shards of the store at `path`: shard number to sidecar, ascending.
+
+    Checks each sidecar against the store's header and the size of its shard file; opens no shard.
+
+    Raises:
+        StoreFormatError: a sidecar is damaged or foreign, a shard is missing or has another size, two shards
+            hold the same unit; names the file.
+    """
+    folder = path / SHARDS
+    if folder.is_symlink() or not folder.is_dir():
+        raise StoreFormatError(f"{folder}: expected a folder, found none; the store is damaged, restore it from a copy")
+    sidecars: dict[int, Sidecar] = {}
+    owner: dict[int, str] = {}
+    for file in sorted(folder.glob("*.json"), key=lambda file: (len(file.stem), file.stem)):
+        if not _STEM.fullmatch(file.stem) or shard_stem(int(file.stem)) != file.stem:
+            raise StoreFormatError(f"{file}: expected a name such as 00000.json, found another; move the file away")
+        sidecar = Sidecar.from_json(read_json(file), str(file))
+        _check(file, sidecar, header)
+        for unit in sidecar.units:
+            if unit in owner:
+                message = f"{file}: field 'units' holds unit {unit}, which {owner[unit]} holds too"
+                raise StoreFormatError(f"{message}; move the newer of the two shards and its sidecar away")
+            owner[unit] = file.name
+        sidecars[int(file.stem)] = sidecar
+    return sidecars
+
+
+def remove_leftovers(path: Path, committed: Iterable[int]) -> None:
+    """Delete what an interrupted writer left in the store at `path`: partial files, and shards not `committed`."""
+    stems = {shard_stem(number) for number in committed}
+    for file in [*path.glob(f"*{PARTIAL}"), *(path / SHARDS).iterdir()]:
+        uncommitted = file.suffix == ".h5" and file.stem.isdigit() and file.stem not in stems
+        if file.suffix == PARTIAL or uncommitted:
+            _log.warning("%s: removed, left by a writer that was interrupted before its commit", file)
+            file.unlink()
+
+
+def _check(file: Path, sidecar: Sidecar, header: StoreHeader) -> None:
+    """Refuse a sidecar that does not fit its name, its store or its shard file."""
+    expected: dict[str, tuple[object, object]] = {
+        "file": (f"{file.stem}.h5", sidecar.file),
+        "fingerprint": (header.fingerprint, sidecar.fingerprint),
+        "units": (sorted({unit for unit in sidecar.units if unit < header.n_units}), list(sidecar.units)),
+        "norms": ([hook.name for hook in header.hooks], list(sidecar.norms)),
+    }
+    for field, (want, got) in expected.items():
+        if want != got:
+            message = f"{file}: field {field!r} expected {_short(want)}, got {_short(got)}"
+            raise StoreFormatError(f"{message}; the sidecar is damaged or of another store: move it and its shard away")
+    shard = file.with_suffix(".h5")
+    if shard.is_symlink() or not shard.is_file():
+        message = f"{shard}: expected the shard of {file.name}, found no regular file"
+        raise StoreFormatError(f"{message}; restore it, or delete the sidecar and harvest its units again")
+    size = shard.stat().st_size
+    if size != sidecar.bytes:
+        message = f"{shard}: expected {sidecar.bytes} bytes as {file.name} states, found {size}"
+        raise StoreFormatError(f"{message}; the shard is truncated or damaged: restore it, or delete both and resume")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
