@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Int
 from torch import nn
+
+if TYPE_CHECKING:
+    from gradatoms.models import LoadedModel
 
 Edit = Callable[[torch.Tensor], torch.Tensor | None]
 
@@ -44,3 +48,44 @@ def edit_input(module: nn.Module, edit: Callable[[torch.Tensor], torch.Tensor]) 
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def predict_at(
+    loaded: LoadedModel, row_P: Int[torch.Tensor, " P"], position_P: Int[torch.Tensor, " P"]
+) -> Iterator[None]:
+    """While open, the model returns logits (P, V) for the given (row, position) pairs only.
+
+    The output projection is given one contiguous (P, D) matrix, so neither the full logits nor a copy of the projection
+    per batch row is ever made.
+    """
+    with edit_input(loaded.model.get_output_embeddings(), lambda h_BSD: h_BSD[row_P, position_P].contiguous()):
+        yield
+
+
+@contextmanager
+def fast_math(loaded: LoadedModel, *, enabled: bool = True) -> Iterator[None]:
+    """While open, products run in bfloat16 where the processor has the instructions, and short rows use plain attention.
+
+    On CPU the fused attention kernel's backward is slower than plain products on rows of a few dozen tokens.
+    """
+    if not enabled:
+        yield
+        return
+    device = loaded.device.type
+    before = loaded.model.config._attn_implementation
+    if device == "cpu" and before == "sdpa":
+        loaded.model.set_attn_implementation("eager")
+    try:
+        with torch.autocast(device, torch.bfloat16, enabled=has_bfloat16(device)):
+            yield
+    finally:
+        if loaded.model.config._attn_implementation != before:
+            loaded.model.set_attn_implementation(before)
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether bfloat16 products are native on ``device`` (``cpu`` or ``cuda``)."""
+    if device == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device == "cuda" and torch.cuda.is_bf16_supported()

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from gradatoms.errors import ConfigError, ExampleError
 from gradatoms.examples import Example
-from gradatoms.hooking import edit_input, edit_output
+from gradatoms.hooking import edit_output, predict_at
 from gradatoms.models import HookSite, LoadedModel
 
 OBJECTIVES = ("nll", "contrast")
@@ -202,13 +202,3 @@ def batch_gradients(
         np.asarray(batch.example_B, dtype=np.int64),
         loss_B.cpu().numpy(),
     )
-
-
-def predict_at(loaded: LoadedModel, seq_P: torch.Tensor, pos_P: torch.Tensor):  # type: ignore[no-untyped-def]
-    """While open, the model returns logits (P, V) for the given (sequence, position) pairs only.
-
-    The output projection is given one contiguous (P, D) matrix, so neither the full logits nor a copy of the projection
-    per batch row is ever made.
-    """
-    head = loaded.model.get_output_embeddings()
-    return edit_input(head, lambda h_BSD: h_BSD[seq_P, pos_P].contiguous())

@@ -1,0 +1,220 @@
+"""Train the projector: a warm start on embeddings, then the likelihood of descriptions under the frozen model.
+
+Warm start. The soft tokens are regressed, by cosine, onto the embeddings of the description's own first K tokens: the
+header's example repeats in words what stands behind ``Push:``, and a language model continues such a pattern. No forward
+pass of the language model is needed, and it is where most of the label is learned.
+
+Main loss. Mean negative log-likelihood of the description's tokens, given header, a context drawn at random from other
+rows (so the context says nothing about the answer), and the soft tokens. Gradients flow through the frozen model into the
+projector; the prefix up to the soft tokens is computed once per batch without a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from gradatoms.dictionary.base import Atoms
+from gradatoms.dictionary.coding import Codes
+from gradatoms.dictionary.io import save_whole
+from gradatoms.errors import ConfigError
+from gradatoms.hooking import fast_math
+from gradatoms.models import LoadedModel
+from gradatoms.prefix import Prefix, run_tail
+from gradatoms.progress import Progress, silent
+from gradatoms.projector.model import (
+    Projector,
+    ProjectorConfig,
+    answer_ids,
+    context_prefix,
+    description_ids,
+    new_projector,
+    save_projector,
+    scaled,
+)
+from gradatoms.projector.text import described_terms, pieces
+
+_CONTEXTS = 8
+"""Contexts a batch; its rows draw from them."""
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """How training went."""
+
+    rows: int
+    warm_loss: float
+    first_loss: float
+    """Mean negative log-likelihood a token over the first tenth of the steps, in nats."""
+    last_loss: float
+    """The same over the last tenth."""
+
+
+def row_terms(codes: Codes) -> list[list[tuple[int, float]]]:
+    """What each row's description names."""
+    bounds = zip(codes.indptr[:-1], codes.indptr[1:], strict=True)
+    return [
+        described_terms(list(zip(codes.indices[a:b].tolist(), codes.data[a:b].tolist(), strict=True))) for a, b in bounds
+    ]
+
+
+def train_projector(
+    loaded: LoadedModel,
+    atoms: Atoms,
+    pushes: np.ndarray,
+    codes: Codes,
+    contexts: Sequence[str],
+    labels: Mapping[int, str],
+    folder: Path,
+    config: ProjectorConfig,
+    *,
+    progress: Progress = silent,
+) -> TrainingReport:
+    """Train on rows of pushes and their codes, and save into ``folder``; an interrupted run goes on from its checkpoint.
+
+    Args:
+        pushes: unit pushes of the rows to train on, shape (rows, d).
+        codes: their codes, shape (rows, n_atoms).
+        contexts: prompts to describe inside of.
+        labels: label of each atom; atoms without one are not described.
+
+    Raises:
+        ConfigError: no row has a labelled atom.
+    """
+    terms = row_terms(codes)
+    usable = np.flatnonzero([any(atom in labels for atom, _ in t) for t in terms])
+    if not len(usable):
+        raise ConfigError("expected rows with labelled atoms, found none; run `atoms label` first")
+    shares = [t[0][1] / (t[0][1] + t[1][1]) for t in terms if len(t) > 1]
+    share = float(np.mean(shares)) if shares else 0.7
+    projector = new_projector(loaded, atoms, config)
+    x = scaled(atoms, pushes[usable]).to(loaded.device)
+    run = _Run(loaded, projector, x, [pieces(terms[i], labels) for i in usable], list(dict.fromkeys(contexts)), config)
+    warm, start, losses = run.restore(folder / "checkpoint.pt")
+    if start == 0:
+        warm = warm_start(loaded, projector, x, run.text_ids, progress)
+        run.checkpoint(folder / "checkpoint.pt", warm, 0, losses)
+    for step in range(start, config.steps):
+        losses.append(run.step(step))
+        progress("projector", step + 1, config.steps)
+        if (step + 1) % 20 == 0:
+            run.checkpoint(folder / "checkpoint.pt", warm, step + 1, losses)
+    save_projector(projector, folder, share)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    tenth = max(1, config.steps // 10)
+    return TrainingReport(len(usable), warm, float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:])))
+
+
+def warm_start(
+    loaded: LoadedModel, projector: Projector, x: torch.Tensor, text_ids: Sequence[Sequence[int]], progress: Progress = silent
+) -> float:
+    """Regress soft tokens onto the embeddings of the description's tokens; returns the mean 1 − cosine at the end."""
+    config = projector.config
+    count = config.soft_tokens
+    embeddings = F.normalize(loaded.model.get_input_embeddings().weight.float(), dim=1)
+    wanted = torch.tensor([[*ids, *[ids[-1]] * count][:count] for ids in text_ids], device=loaded.device)
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=2e-3, weight_decay=0.05)
+    batch = min(256, len(x))
+    steps = config.warm_epochs * -(-len(x) // batch)
+    generator = torch.Generator().manual_seed(config.seed)
+    recent: list[float] = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 20) * (1 - step / steps)
+        rows = torch.randint(0, len(x), (batch,), generator=generator).to(x.device)
+        noisy = x[rows] + 0.1 * torch.randn(batch, x.shape[1], generator=generator).to(x.device)
+        soft = F.normalize(projector(noisy), dim=-1)
+        loss = 1 - (soft * embeddings[wanted[rows]]).sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        recent = [*recent[-20:], loss.item()]
+        progress("projector warm start", step + 1, steps)
+    return float(np.mean(recent))
+
+
+class _Run:
+    """The state of the main loop."""
+
+    def __init__(
+        self, loaded: LoadedModel, projector: Projector, x: torch.Tensor, texts: list[list[str]], contexts: list[str], config: ProjectorConfig
+    ) -> None:
+        self.loaded, self.projector, self.x, self.contexts, self.config = loaded, projector, x, contexts, config
+        self.text_ids = [description_ids(loaded, text) for text in texts]
+        self.no_pressure = description_ids(loaded, pieces([], {}))
+        self.answer = answer_ids(loaded)
+        self.optimizer = torch.optim.AdamW(projector.parameters(), lr=config.lr, weight_decay=0.01)
+        self.embed = loaded.model.get_input_embeddings()
+
+    def step(self, step: int) -> float:
+        """One optimiser step; everything random in it comes from the seed and the step number."""
+        config = self.config
+        rng = np.random.default_rng([config.seed, step])
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * min(1.0, (step + 1) / 10) * (1 - step / config.steps)
+        rows = self._rows(step)
+        x, texts = self.x[rows].clone(), [self.text_ids[r] for r in rows]
+        for i in np.flatnonzero(rng.random(len(rows)) < config.noise):
+            noise = torch.from_numpy(rng.standard_normal(x.shape[1]).astype(np.float32)).to(x.device)
+            x[i] = noise * x[i].norm() / noise.norm()
+            texts[i] = self.no_pressure
+        with fast_math(self.loaded):
+            chosen = rng.choice(len(self.contexts), _CONTEXTS)
+            prefix = context_prefix(self.loaded, [self.contexts[c] for c in chosen])
+            loss = self._loss(x, texts, torch.from_numpy(rng.integers(0, _CONTEXTS, len(rows))), prefix)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.projector.parameters(), 1.0)
+        self.optimizer.step()
+        return loss.item()
+
+    def _rows(self, step: int) -> np.ndarray:
+        """The rows of a step: epochs are shuffled, and rows of similar length share a batch, which saves padding."""
+        size = self.config.batch_size
+        per_epoch = max(1, len(self.x) // size)
+        epoch, batch = divmod(step, per_epoch)
+        rng = np.random.default_rng([self.config.seed, 1 << 20, epoch])
+        order = np.resize(rng.permutation(len(self.x)), per_epoch * size)
+        pools = [order[i : i + 8 * size] for i in range(0, len(order), 8 * size)]
+        lengths = np.asarray([len(ids) for ids in self.text_ids])
+        ordered = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools])
+        return ordered.reshape(per_epoch, size)[rng.permutation(per_epoch)[batch]]
+
+    def _loss(self, x: torch.Tensor, texts: list[list[int]], contexts: torch.Tensor, prefix: Prefix) -> torch.Tensor:
+        device, width = x.device, max(len(t) for t in texts)
+        before = self.config.soft_tokens + len(self.answer) - 1
+        padded = torch.tensor([t + [0] * (width - len(t)) for t in texts], device=device)
+        answer = self.embed(torch.tensor(self.answer, device=device)).expand(len(x), -1, -1)
+        embeds = torch.cat([self.projector(x).to(answer.dtype), answer, self.embed(padded[:, :-1])], dim=1)
+        places = [(row, before + i, token) for row, text in enumerate(texts) for i, token in enumerate(text)]
+        row, at, token = (torch.tensor(column, device=device) for column in zip(*places, strict=True))
+        logits = run_tail(self.loaded, prefix, contexts.to(device), embeds=embeds, at=(row, at))
+        return F.cross_entropy(logits.float(), token)
+
+    def checkpoint(self, path: Path, warm: float, step: int, losses: list[float]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "projector": self.projector.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "warm": warm,
+            "step": step,
+            "losses": losses,
+            "config": vars(self.config) | {"rows": len(self.x), "texts": hash(tuple(map(tuple, self.text_ids)))},
+        }
+        save_whole(path, lambda p: torch.save(state, p))
+
+    def restore(self, path: Path) -> tuple[float, int, list[float]]:
+        """Warm loss, next step and losses of a checkpoint of the same run; else a fresh start."""
+        if not path.exists():
+            return float("nan"), 0, []
+        state = torch.load(path, weights_only=True)
+        if state["config"] != vars(self.config) | {"rows": len(self.x), "texts": hash(tuple(map(tuple, self.text_ids)))}:
+            return float("nan"), 0, []
+        self.projector.load_state_dict(state["projector"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return state["warm"], state["step"], state["losses"]
