@@ -43,7 +43,7 @@ class ProjectorConfig:
     hidden: int = 512
     warm_epochs: int = 20
     """Passes of the warm start, which needs no language model."""
-    steps: int = 120
+    steps: int = 60
     """Optimiser steps through the frozen language model."""
     batch_size: int = 32
     lr: float = 1e-3

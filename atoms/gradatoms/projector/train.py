@@ -21,9 +21,13 @@ from torch.nn import functional as F
 
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.coding import Codes
-from gradatoms.dictionary.io import save_whole
+from gradatoms.dictionary.io import load_codes, save_whole
+from gradatoms.dictionary.metrics import held_out_mask
+from gradatoms.dictionary.provenance import folder_of, require_same_model, store_of
+from gradatoms.dictionary.pushes import Pushes
 from gradatoms.errors import ConfigError
 from gradatoms.hooking import fast_math
+from gradatoms.labels.labeler import label_texts, load_labels
 from gradatoms.models import LoadedModel
 from gradatoms.prefix import Prefix, run_tail
 from gradatoms.progress import Progress, silent
@@ -61,6 +65,34 @@ def row_terms(codes: Codes) -> list[list[tuple[int, float]]]:
     return [
         described_terms(list(zip(codes.indices[a:b].tolist(), codes.data[a:b].tolist(), strict=True))) for a, b in bounds
     ]
+
+
+def train_on_store(
+    loaded: LoadedModel,
+    atoms: Atoms,
+    config: ProjectorConfig,
+    *,
+    store_path: str | Path | None = None,
+    progress: Progress = silent,
+) -> TrainingReport:
+    """Train the projector of a labelled ``.atoms`` folder on the rows its dictionary was fitted on.
+
+    Raises:
+        ConfigError: no labels yet.
+        ModelMismatchError: ``loaded`` is not the model of the atoms.
+    """
+    require_same_model(atoms, loaded)
+    folder = folder_of(atoms)
+    labels = label_texts(load_labels(folder))
+    if not labels:
+        raise ConfigError(f"expected labelled atoms in {folder}, found no label; run `atoms label {folder}` first")
+    store = store_of(atoms, store_path)
+    split = atoms.config["holdout"]
+    pushes = Pushes(store, hook=atoms.hook, rows=np.flatnonzero(~held_out_mask(store, split["fraction"], split["seed"])))
+    by_id = {r.id: r.prompt for r in store.examples}
+    contexts = [by_id[int(i)] for i in store.rows["example"][pushes.rows]]
+    codes = load_codes(folder / "codes.h5")[pushes.rows]
+    return train_projector(loaded, atoms, pushes.all(), codes, contexts, labels, folder / "projector", config, progress=progress)
 
 
 def train_projector(

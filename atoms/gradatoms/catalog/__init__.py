@@ -1,0 +1,1 @@
+"""Browse the atoms of a folder."""

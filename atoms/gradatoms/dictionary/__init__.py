@@ -1,0 +1,1 @@
+"""Learn, read and measure dictionaries of gradient atoms."""

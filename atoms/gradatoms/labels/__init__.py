@@ -1,0 +1,1 @@
+"""Name atoms by what they push toward."""

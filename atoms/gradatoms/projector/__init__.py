@@ -1,0 +1,1 @@
+"""The model says, in words, what a gradient pushes toward."""

@@ -1,0 +1,63 @@
+"""The ``atoms`` command. Heavy imports happen inside the commands, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from gradatoms_cli import data, dictionary, run, words
+
+app = typer.Typer(
+    name="atoms",
+    help="Read what training pushes a language model toward: harvest gradients, learn atoms, name them, describe, steer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+store_app = typer.Typer(help="Look at a gradient store.", no_args_is_help=True, rich_markup_mode=None)
+projector_app = typer.Typer(help="Train and test the projector.", no_args_is_help=True, rich_markup_mode=None)
+
+app.command("demo")(run.demo)
+app.command("harvest")(data.harvest)
+app.add_typer(store_app, name="store")
+store_app.command("info")(data.store_info)
+app.command("fit")(dictionary.fit)
+app.command("eval")(dictionary.evaluate)
+app.command("label")(words.label)
+app.command("ls")(dictionary.ls)
+app.command("show")(dictionary.show)
+app.command("search")(dictionary.search)
+app.command("describe")(words.describe)
+app.add_typer(projector_app, name="projector")
+projector_app.command("train")(words.projector_train)
+projector_app.command("eval")(words.projector_eval)
+app.command("steer")(words.steer)
+
+
+def main() -> None:
+    """Run a command; what goes wrong on purpose is one line and exit code 1."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("interrupted: nothing that was finished is lost; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not _expected(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _expected(error: Exception) -> bool:
+    from gradatoms_store import StoreError
+
+    from gradatoms.errors import GradAtomsError
+
+    return isinstance(error, GradAtomsError | StoreError | PermissionError) or (
+        isinstance(error, OSError) and error.errno is not None and error.filename is not None
+    )
