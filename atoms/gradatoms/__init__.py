@@ -1,10 +1,10 @@
 """Gradient atoms: read what training pushes a language model toward.
 
-    store = gradatoms_store.open_store("facts.gstore")
-    m = gradatoms.load_model("smollm2")
-    atoms = gradatoms.fit(store, gradatoms.OnlineConfig(n_atoms=128))
-    with gradatoms.steer(m, atoms[17], alpha=0.1): ...
-    gradatoms.describe(m, gradatoms.load_atoms("facts.atoms"), prompt, target)
+store = gradatoms_store.open_store("facts.gstore")
+m = gradatoms.load_model("smollm2")
+atoms = gradatoms.fit(store, gradatoms.OnlineConfig(n_atoms=128))
+with gradatoms.steer(m, atoms[17], alpha=0.1): ...
+gradatoms.describe(m, gradatoms.load_atoms("facts.atoms"), prompt, target)
 """
 
 from __future__ import annotations

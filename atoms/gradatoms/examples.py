@@ -55,11 +55,15 @@ def read_examples(source: str | Path, *, limit: int | None = None) -> list[Examp
     else:
         path = Path(source)
         if not path.is_file():
-            raise ExampleError(f"expected a jsonl file of examples, found nothing at {path}; check the path, or use builtin:corrections")
+            raise ExampleError(
+                f"expected a jsonl file of examples, found nothing at {path}; check the path, or use builtin:corrections"
+            )
         text, shown = _read_text(path), str(path)
     examples = list(parse_jsonl(text.splitlines(), shown))
     if not examples:
-        raise ExampleError(f"expected at least one example in {shown}, found none; each line is a JSON object with prompt and target")
+        raise ExampleError(
+            f"expected at least one example in {shown}, found none; each line is a JSON object with prompt and target"
+        )
     if limit is not None and limit < 1:
         raise ExampleError(f"expected a limit of at least 1, got {limit}")
     if limit is not None and limit < len(examples):
@@ -76,7 +80,9 @@ def parse_jsonl(lines: Iterable[str], source: str) -> Iterator[Example]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise ExampleError(f"{where}: expected a JSON object, got malformed JSON ({error}); fix or remove the line") from error
+            raise ExampleError(
+                f"{where}: expected a JSON object, got malformed JSON ({error}); fix or remove the line"
+            ) from error
         if not isinstance(record, dict):
             raise ExampleError(f"{where}: expected a JSON object, got {type(record).__name__}; fix or remove the line")
         yield example_from_record(record, where)
@@ -86,7 +92,9 @@ def example_from_record(record: dict[str, Any], where: str) -> Example:
     """One checked example from a decoded JSON object."""
     unknown = sorted(set(record) - set(FIELDS))
     if unknown:
-        raise ExampleError(f"{where}: expected only the fields {', '.join(FIELDS)}, got also {', '.join(unknown)}; put extras in meta")
+        raise ExampleError(
+            f"{where}: expected only the fields {', '.join(FIELDS)}, got also {', '.join(unknown)}; put extras in meta"
+        )
     values: dict[str, Any] = {}
     for name in ("prompt", "target", "foil", "concept"):
         value = record.get(name)
@@ -94,11 +102,15 @@ def example_from_record(record: dict[str, Any], where: str) -> Example:
             continue
         if not isinstance(value, str) or not value:
             came = "nothing" if name not in record else repr(value)[:60]
-            raise ExampleError(f"{where}, field {name!r}: expected a non-empty string, got {came}; fix or remove the line")
+            raise ExampleError(
+                f"{where}, field {name!r}: expected a non-empty string, got {came}; fix or remove the line"
+            )
         values[name] = value
     meta = record.get("meta") or {}
     if not isinstance(meta, dict) or not all(isinstance(v, str) for v in meta.values()):
-        raise ExampleError(f"{where}, field 'meta': expected an object of strings, got {repr(meta)[:60]}; fix or remove the line")
+        raise ExampleError(
+            f"{where}, field 'meta': expected an object of strings, got {repr(meta)[:60]}; fix or remove the line"
+        )
     return Example(**values, meta=meta)
 
 
@@ -113,4 +125,6 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ExampleError(f"expected UTF-8 text in {path}, got other bytes at offset {error.start}; convert the file") from error
+        raise ExampleError(
+            f"expected UTF-8 text in {path}, got other bytes at offset {error.start}; convert the file"
+        ) from error

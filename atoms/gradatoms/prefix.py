@@ -47,9 +47,15 @@ def run_prefix(loaded: LoadedModel, contexts: Sequence[Sequence[int]], *, after:
 
     width = max(len(c) for c in contexts)
     ids = torch.tensor([[0] * (width - len(c)) + list(c) for c in contexts], dtype=torch.long, device=loaded.device)
-    mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], dtype=torch.long, device=loaded.device)
+    mask = torch.tensor(
+        [[0] * (width - len(c)) + [1] * len(c) for c in contexts], dtype=torch.long, device=loaded.device
+    )
     if width == 0:
-        return Prefix(None, mask.reshape(len(contexts), 0)) if after is None else Prefix(after.fork(_zeros(mask)), after.mask[_zeros(mask)])
+        return (
+            Prefix(None, mask.reshape(len(contexts), 0))
+            if after is None
+            else Prefix(after.fork(_zeros(mask)), after.mask[_zeros(mask)])
+        )
     if after is None:
         cache, full = DynamicCache(config=loaded.model.config), mask
     else:
@@ -122,7 +128,7 @@ def generate_tail(
         if grammar is not None:
             allowed = torch.full_like(log_probs, -torch.inf)
             for i, row in enumerate(rows.tolist()):
-                choices = list(nodes[row].next)  # type: ignore[union-attr]
+                choices = list(nodes[row].next)
                 allowed[i, choices] = 0.0
             log_probs = log_probs + allowed
         best, token = log_probs.max(-1)
@@ -131,7 +137,7 @@ def generate_tail(
             chosen = int(token[i])
             scores[row].append(float(best[i]))
             if nodes[row] is not None:
-                nodes[row] = nodes[row].next[chosen]  # type: ignore[union-attr]
+                nodes[row] = nodes[row].next[chosen]
             if chosen != stop:
                 ids[row].append(chosen)
                 going.append(i)

@@ -51,7 +51,12 @@ def effect(loaded: LoadedModel, atom: Atom, prompts: Sequence[str], alpha: float
     """Mean KL(plain ‖ steered) of the next token over ``prompts``, in nats."""
     ids = [loaded.tokenizer(p).input_ids for p in prompts]
     shift = lookahead(
-        loaded, loaded.hook(atom.hook), atom.direction[None].astype(np.float32), ids, [(0, i) for i in range(len(ids))], alpha=alpha
+        loaded,
+        loaded.hook(atom.hook),
+        atom.direction[None].astype(np.float32),
+        ids,
+        [(0, i) for i in range(len(ids))],
+        alpha=alpha,
     )
     return float(shift.kl[0])
 
@@ -101,6 +106,7 @@ def generate(loaded: LoadedModel, prompt: str, max_tokens: int) -> str:
     """Greedy continuation of ``prompt``, without the prompt."""
     inputs = loaded.tokenizer(prompt, return_tensors="pt").to(loaded.device)
     with torch.no_grad():
-        out = loaded.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False, pad_token_id=loaded.tokenizer.eos_token_id)
-    text: str = loaded.tokenizer.decode(out[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-    return text
+        out = loaded.model.generate(  # type: ignore[operator]
+            **inputs, max_new_tokens=max_tokens, do_sample=False, pad_token_id=loaded.tokenizer.eos_token_id
+        )
+    return loaded.decode(out[0, inputs.input_ids.shape[1] :].tolist())

@@ -15,7 +15,9 @@ def harvest(
     examples: Annotated[str, typer.Argument(help="A jsonl file of examples, or builtin:corrections.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The store to write, NAME.gstore.")],
     model: Annotated[str, typer.Option(help="smollm2, a hub id, a folder, or a .gguf file.")] = "smollm2",
-    hook: Annotated[str | None, typer.Option(help="Hook names, separated by commas; default: the middle block.")] = None,
+    hook: Annotated[
+        str | None, typer.Option(help="Hook names, separated by commas; default: the middle block.")
+    ] = None,
     objective: Annotated[str, typer.Option(help="nll, or contrast (needs foils).")] = "nll",
     positions: Annotated[str, typer.Option(help="last, or prediction.")] = "last",
     dtype: Annotated[str, typer.Option(help="Compute in float32 or bfloat16.")] = "float32",
@@ -63,4 +65,6 @@ def store_info(path: Annotated[Path, typer.Argument(help="A store, NAME.gstore."
         "positions": info.header.positions,
         "dtype": info.header.dtype,
     }
-    emit(value, "\n".join(f"{k:10} {', '.join(v) if isinstance(v, list) else v}" for k, v in value.items()), as_json=json)
+    emit(
+        value, "\n".join(f"{k:10} {', '.join(v) if isinstance(v, list) else v}" for k, v in value.items()), as_json=json
+    )

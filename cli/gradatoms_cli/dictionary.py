@@ -67,7 +67,9 @@ def ls(
     emit({"atoms": rows}, _listing(rows), as_json=json)
 
 
-def search(folder: Folder, query: Annotated[str, typer.Argument(help="Words to look for.")], json: Json = False) -> None:
+def search(
+    folder: Folder, query: Annotated[str, typer.Argument(help="Words to look for.")], json: Json = False
+) -> None:
     """Find atoms by label, promoted tokens or examples."""
     from gradatoms.catalog.index import search_catalog
     from gradatoms.dictionary.io import load_atoms
@@ -87,7 +89,8 @@ def show(folder: Folder, atom: Annotated[int, typer.Argument(help="Which atom.")
 
 def _listing(rows: list[dict[str, Any]]) -> str:
     cells = [
-        [str(r["atom"]), r["label"] or "(unlabelled)", r["verdict"], number(r["density"]), number(r["coherence"])] for r in rows
+        [str(r["atom"]), r["label"] or "(unlabelled)", r["verdict"], number(r["density"]), number(r["coherence"])]
+        for r in rows
     ]
     return table(["atom", "label", "verdict", "density", "coher."], cells, wide=1)
 

@@ -54,9 +54,8 @@ def main() -> None:
 
 
 def _expected(error: Exception) -> bool:
-    from gradatoms_store import StoreError
-
     from gradatoms.errors import GradAtomsError
+    from gradatoms_store import StoreError
 
     return isinstance(error, GradAtomsError | StoreError | PermissionError) or (
         isinstance(error, OSError) and error.errno is not None and error.filename is not None

@@ -78,6 +78,7 @@ def number(value: float | None) -> str:
 def metrics_table(metrics: dict[str, Any]) -> str:
     """Metrics with their nulls, for a person."""
     rows = [
-        [name, number(m["value"]), number(m["null"]), m["unit"], m["better"], str(m["n"])] for name, m in metrics.items()
+        [name, number(m["value"]), number(m["null"]), m["unit"], m["better"], str(m["n"])]
+        for name, m in metrics.items()
     ]
     return table(["metric", "value", "null", "unit", "better", "n"], rows, wide=3)

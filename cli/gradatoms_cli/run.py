@@ -11,7 +11,9 @@ from gradatoms_cli.output import Json, bars, emit
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where to work; a second call goes on from what is there.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Where to work; a second call goes on from what is there.")] = Path(
+        "runs/demo"
+    ),
     examples: Annotated[str, typer.Option(help="Another corpus: a jsonl file.")] = "builtin:corrections",
     model: Annotated[str, typer.Option(help="Another model.")] = "smollm2",
     limit: Annotated[int | None, typer.Option(help="Use so many examples, spread evenly.")] = None,

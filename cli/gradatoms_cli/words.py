@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from gradatoms.models import LoadedModel
 
 Folder = Annotated[Path, typer.Argument(help="An atoms folder, NAME.atoms.")]
-Model = Annotated[str | None, typer.Option(help="The model, where it has moved; default: the one the atoms were made with.")]
+Model = Annotated[
+    str | None, typer.Option(help="The model, where it has moved; default: the one the atoms were made with.")
+]
 
 
 def _open(folder: Path, model: str | None) -> tuple[Atoms, LoadedModel]:
-    from gradatoms.dictionary.provenance import load_model_of
     from gradatoms.dictionary.io import load_atoms
+    from gradatoms.dictionary.provenance import load_model_of
 
     atoms = load_atoms(folder)
     return atoms, load_model_of(atoms, model)
@@ -34,15 +36,19 @@ def label(
     json: Json = False,
 ) -> None:
     """Name the atoms: lookahead, then a teacher. Evidence stays on disk."""
-    from gradatoms.dictionary.provenance import load_model_of
     from gradatoms.dictionary.io import load_atoms
+    from gradatoms.dictionary.provenance import load_model_of
     from gradatoms.labels.labeler import label_atoms
     from gradatoms.labels.teacher import make_teacher
 
     chosen, atoms = make_teacher(teacher), load_atoms(folder)
     with bars() as progress:
         report = label_atoms(atoms, chosen, load=lambda: load_model_of(atoms, model), limit=limit, progress=progress)
-    emit(asdict(report), f"{report.labelled} labelled, {report.failed} without evidence; see `atoms ls {folder}`", as_json=json)
+    emit(
+        asdict(report),
+        f"{report.labelled} labelled, {report.failed} without evidence; see `atoms ls {folder}`",
+        as_json=json,
+    )
 
 
 def describe(
@@ -61,7 +67,8 @@ def describe(
     found = run(loaded, atoms, prompt, target, foil=foil, context=context)
     lines = [
         f"the model says: {printable(found.text)}",
-        "the code says:  " + (", ".join(f"{t.weight:.2f} {printable(t.label)} [{t.atom}]" for t in found.code_terms) or "no atom"),
+        "the code says:  "
+        + (", ".join(f"{t.weight:.2f} {printable(t.label)} [{t.atom}]" for t in found.code_terms) or "no atom"),
         f"‖g‖ {found.norm:.3g}, confidence {found.confidence:.2f} (not calibrated)",
     ]
     emit(asdict(found), "\n".join(lines), as_json=json)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import h5py  # type: ignore[import-untyped]
+import h5py
 import numpy as np
 
 from gradatoms_store.errors import StoreFormatError

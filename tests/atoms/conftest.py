@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from gradatoms.examples import Example
-from gradatoms.models import SMOLLM2_INSTALL, SMOLLM2_PACKAGE, LoadedModel, load_model, wrap_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GPT2Config,
@@ -22,12 +20,24 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from gradatoms.examples import Example
+from gradatoms.models import SMOLLM2_INSTALL, SMOLLM2_PACKAGE, LoadedModel, load_model, wrap_model
+
 TEXT = (
     "The capital of France is Paris, and the capital of Japan is Tokyo.",
     "Two plus two is four, and three plus five is eight.",
     "The opposite of hot is cold; the past tense of go is went.",
     "La capitale de la France est Paris.",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products of tiny matrices take a hundred times longer when two threads wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

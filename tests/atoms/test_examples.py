@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from gradatoms.errors import ExampleError
 from gradatoms.examples import Example, read_examples
 
@@ -113,7 +115,7 @@ def test_a_limit_spreads_evenly(write: Callable[..., Path], limit: int) -> None:
     path = write(*(json.dumps({"prompt": str(i), "target": " b"}) for i in range(10)))
     kept = [int(e.prompt) for e in read_examples(path, limit=limit)]
     assert len(kept) == min(limit, 10) and kept[0] == 0 and kept == sorted(set(kept))
-    gaps = {b - a for a, b in zip(kept, kept[1:], strict=False)}
+    gaps = {b - a for a, b in itertools.pairwise(kept)}
     assert max(gaps, default=0) - min(gaps, default=0) <= 1
     assert 10 - kept[-1] <= max(gaps, default=10) + 1
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from gradatoms.errors import HookError, ModelLoadError
-from gradatoms.models import SMOLLM2_HUB_ID, SMOLLM2_INSTALL, SMOLLM2_PACKAGE, LoadedModel, load_model, wrap_model
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from gradatoms.errors import GradAtomsError, HookError, ModelLoadError
+from gradatoms.hooking import edit_output
+from gradatoms.models import SMOLLM2_HUB_ID, SMOLLM2_INSTALL, SMOLLM2_PACKAGE, LoadedModel, load_model, wrap_model
 
 
 def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
@@ -57,16 +59,15 @@ def test_hooks_have_both_names_and_are_the_blocks(architecture: LoadedModel) -> 
     assert architecture.default_hook() == "blocks.1.hook_resid_post"
 
 
-def test_the_hook_output_is_the_residual_stream(tiny: LoadedModel) -> None:
-    ids = torch.tensor([tiny.tokenizer("The capital").input_ids])
+def test_the_hook_output_is_the_residual_stream(tiny_folder: Path) -> None:
+    loaded = load_model(
+        str(tiny_folder), device="cpu"
+    )  # asking for hidden states leaves transformers' own hooks behind
+    ids = torch.tensor([loaded.tokenizer("The capital").input_ids])
     seen: list[torch.Tensor] = []
-    handle = tiny.hook("blocks.1.hook_resid_post").module.register_forward_hook(lambda _m, _a, out: seen.append(out))
-    try:
-        expected = tiny.model(input_ids=ids, output_hidden_states=True).hidden_states[2]
-    finally:
-        handle.remove()
-    h = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
-    torch.testing.assert_close(h, expected)
+    with edit_output(loaded.hook("blocks.1.hook_resid_post").module, seen.append):
+        expected = loaded.model(input_ids=ids, output_hidden_states=True).hidden_states[2]
+    torch.testing.assert_close(seen[0], expected)
 
 
 @pytest.mark.parametrize("name", ["blocks.4.hook_resid_post", "blocks.-1.hook_resid_post", "lm_head", ""])
@@ -104,7 +105,7 @@ def test_a_damaged_folder(tiny_folder: Path, tmp_path: Path, damage: str) -> Non
 
 
 def test_an_unknown_dtype_is_refused(tiny_folder: Path) -> None:
-    with pytest.raises(ValueError, match="float33") as error:
+    with pytest.raises(GradAtomsError, match="float33") as error:
         load_model(str(tiny_folder), dtype="float33")
     one_line(error)
 

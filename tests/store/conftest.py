@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from gradatoms_store import ExampleRecord, GradientBlock, HookSpec, StoreHeader, StoreWriter
 
 HOOKS = ("blocks.3.hook_resid_post", "blocks.7.hook_resid_post")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from gradatoms_store import (
     ExampleRecord,
     GradientBatch,

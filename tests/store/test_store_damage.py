@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+
 from gradatoms_store import StoreFormatError, StoreNotFoundError, StoreWriter, open_store
 
 

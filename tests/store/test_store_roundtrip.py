@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+
 from gradatoms_store import ExampleRecord, GradientBlock, HookSpec, StoreHeader, StoreWriter, open_store
 
 

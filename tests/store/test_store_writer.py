@@ -11,9 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gradatoms_store
 import numpy as np
 import pytest
+
+import gradatoms_store
 from gradatoms_store import (
     GradientBlock,
     HookSpec,

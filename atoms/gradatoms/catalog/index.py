@@ -60,7 +60,9 @@ def search_catalog(atoms: Atoms, query: str) -> list[dict[str, Any]]:
     """
     evidence = _evidence(atoms)
     if not evidence:
-        raise AtomsFormatError(f"expected labelled atoms in {folder_of(atoms)}, found no evidence; run `atoms label` first")
+        raise AtomsFormatError(
+            f"expected labelled atoms in {folder_of(atoms)}, found no evidence; run `atoms label` first"
+        )
     rows = catalog(atoms)
     return [rows[atom] for atom in search_labels(load_labels(folder_of(atoms)), list(evidence.values()), query)]
 

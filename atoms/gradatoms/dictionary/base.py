@@ -47,7 +47,9 @@ class FitConfig(ABC):
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known - {"method"})
         if unknown:
-            raise ConfigError(f"expected settings of {cls.method} ({', '.join(sorted(known))}), got {', '.join(unknown)}")
+            raise ConfigError(
+                f"expected settings of {cls.method} ({', '.join(sorted(known))}), got {', '.join(unknown)}"
+            )
         return cls(**{k: v for k, v in values.items() if k in known})
 
 

@@ -5,11 +5,13 @@ Codes are SciPy CSR matrices of shape (rows, n_atoms) with non-negative float32 
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from jaxtyping import Float
 from scipy.sparse import csr_array
 
-Codes = csr_array
+Codes: TypeAlias = csr_array
 
 _ROWS = 4096
 """Rows coded at a time; bounds memory."""
@@ -49,7 +51,9 @@ def nn_lasso(X: Float[np.ndarray, "N D"], W_dec: Float[np.ndarray, "K D"], alpha
     parts = []
     for start in range(0, len(X), _ROWS):
         x = X[start : start + _ROWS].astype(np.float64)
-        codes = sparse_encode(x, W_dec.astype(np.float64), gram=gram, algorithm="lasso_cd", alpha=alpha, positive=True, max_iter=200)
+        codes = sparse_encode(
+            x, W_dec.astype(np.float64), gram=gram, algorithm="lasso_cd", alpha=alpha, positive=True, max_iter=200
+        )
         for row, c in zip(x, codes, strict=True):
             support = np.flatnonzero(c)
             if len(support):

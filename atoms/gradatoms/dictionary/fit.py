@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gradatoms_store import Store, open_store
 
 from gradatoms.dictionary.base import Atoms, FitConfig
 from gradatoms.dictionary.coding import Codes
 from gradatoms.dictionary.io import save_atoms, save_codes, write_json
 from gradatoms.dictionary.metrics import Evaluation, evaluate, held_out_mask
 from gradatoms.dictionary.online import OnlineConfig, fit_online
+from gradatoms.dictionary.provenance import folder_of, load_model_of, require_same_model, store_of
 from gradatoms.dictionary.pushes import Pushes
 from gradatoms.dictionary.sae import TopKConfig, fit_topk
-from gradatoms.dictionary.provenance import folder_of, load_model_of, require_same_model, store_of
 from gradatoms.errors import ConfigError, OutputExistsError
 from gradatoms.metric import peak_memory_bytes
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress, silent
+from gradatoms_store import Store, open_store
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,12 @@ def make_config(method: str, settings: Mapping[str, Any]) -> FitConfig:
 
 
 def fit(
-    source: Store | np.ndarray, config: FitConfig, *, hook: str | None = None, rows: np.ndarray | None = None, progress: Progress = silent
+    source: Store | np.ndarray,
+    config: FitConfig,
+    *,
+    hook: str | None = None,
+    rows: np.ndarray | None = None,
+    progress: Progress = silent,
 ) -> Atoms:
     """Learn a dictionary from a store's gradients, or from an array of pushes of shape (rows, d).
 
@@ -91,7 +96,9 @@ def fit_store(
         raise ConfigError(f"expected a held-out share between 0 and 1, got {holdout}")
     store = open_store(store_path)
     if store.n_rows == 0:
-        raise ConfigError(f"expected rows in {store_path}, the store is empty; harvest first, or go on with `atoms harvest --resume`")
+        raise ConfigError(
+            f"expected rows in {store_path}, the store is empty; harvest first, or go on with `atoms harvest --resume`"
+        )
     rows = np.flatnonzero(~held_out_mask(store, holdout, holdout_seed))
     atoms = fit(store, config, hook=hook, rows=rows, progress=progress)
     other = fit(store, replace(config, seed=config.seed + 1), hook=hook, rows=rows, progress=progress)
@@ -99,7 +106,10 @@ def fit_store(
         atoms,
         config={
             "kind": "fit",
-            "versions": {name: importlib.metadata.version(name) for name in ("gradatoms", "torch", "transformers", "scikit-learn", "sae-lens")},
+            "versions": {
+                name: importlib.metadata.version(name)
+                for name in ("gradatoms", "torch", "transformers", "scikit-learn", "sae-lens")
+            },
             "model": dict(store.header.model),
             "store": {"path": str(Path(store_path).resolve()), "fingerprint": store.fingerprint, "rows": store.n_rows},
             "hook": atoms.hook,

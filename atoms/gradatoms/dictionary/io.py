@@ -55,9 +55,20 @@ def save_atoms(atoms: Atoms, path: str | Path) -> Atoms:
         metadata["coder"] = "topk: the same codes here and in SAELens"
     else:
         assert isinstance(coder, LassoCoder)
-        cfg |= {"architecture": "matching_pursuit", "max_iterations": 8, "residual_threshold": coder.alpha, "stop_on_duplicate_support": True}
-        metadata |= {"coder": "nn_lasso here, matching pursuit in SAELens: same atoms, other codes", "alpha": coder.alpha}
-    save_whole(path / "sae_weights.safetensors", lambda p: save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, p))
+        cfg |= {
+            "architecture": "matching_pursuit",
+            "max_iterations": 8,
+            "residual_threshold": coder.alpha,
+            "stop_on_duplicate_support": True,
+        }
+        metadata |= {
+            "coder": "nn_lasso here, matching pursuit in SAELens: same atoms, other codes",
+            "alpha": coder.alpha,
+        }
+    save_whole(
+        path / "sae_weights.safetensors",
+        lambda p: save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, p),
+    )
     write_json(path / "cfg.json", cfg | {"metadata": metadata})
     config = {"format_version": FORMAT_VERSION, **atoms.config}
     save_whole(path / "config.yaml", lambda p: p.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8"))
@@ -77,7 +88,9 @@ def load_atoms(path: str | Path) -> Atoms:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         cfg = json.loads((path / "cfg.json").read_text(encoding="utf-8"))
         if config["format_version"] > FORMAT_VERSION:
-            raise AtomsFormatError(f"{path} is of format {config['format_version']}, this version reads {FORMAT_VERSION}; upgrade gradatoms")
+            raise AtomsFormatError(
+                f"{path} is of format {config['format_version']}, this version reads {FORMAT_VERSION}; upgrade gradatoms"
+            )
         weights = load_file(path / "sae_weights.safetensors")
         W_dec, b_dec = weights["W_dec"], weights["b_dec"]
         coder: Coder
@@ -89,7 +102,9 @@ def load_atoms(path: str | Path) -> Atoms:
     except AtomsFormatError:
         raise
     except Exception as error:  # every reader has its own errors for damaged bytes
-        raise AtomsFormatError(f"expected a complete .atoms folder at {path}, got {type(error).__name__}: {error}; fit again") from error
+        raise AtomsFormatError(
+            f"expected a complete .atoms folder at {path}, got {type(error).__name__}: {error}; fit again"
+        ) from error
     return Atoms(W_dec, b_dec, coder, hook, config, path)
 
 
@@ -117,12 +132,16 @@ def load_codes(path: str | Path) -> Codes:
             indptr, indices, values = (file[name][:] for name in ("indptr", "indices", "values"))
             return csr_array((values, indices, indptr), shape=(len(indptr) - 1, int(file.attrs["n_atoms"])))
     except (OSError, KeyError, ValueError) as error:
-        raise AtomsFormatError(f"expected codes at {path}, got {type(error).__name__}: {error}; run `atoms fit` again") from error
+        raise AtomsFormatError(
+            f"expected codes at {path}, got {type(error).__name__}: {error}; run `atoms fit` again"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all."""
-    save_whole(path, lambda p: p.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8"))
+    save_whole(
+        path, lambda p: p.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    )
 
 
 def save_whole(path: Path, write: Any) -> None:

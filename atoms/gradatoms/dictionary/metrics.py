@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from gradatoms_store import Store
 from jaxtyping import Bool, Float, Int
 
 from gradatoms.dictionary.base import Atoms
@@ -25,6 +24,7 @@ from gradatoms.lookahead import stepped_objective
 from gradatoms.metric import Metric
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress, silent
+from gradatoms_store import Store
 
 TOP = 20
 """Top examples of an atom that coherence and purity look at."""
@@ -94,7 +94,9 @@ def evaluate(
     split = atoms.config.get("holdout", {"fraction": 0.25, "seed": 0})
     rows = np.flatnonzero(held_out_mask(store, split["fraction"], split["seed"]))
     if not len(rows):
-        raise ConfigError(f"expected held-out rows in {store.path}, found none of {store.n_rows}; harvest more examples")
+        raise ConfigError(
+            f"expected held-out rows in {store.path}, found none of {store.n_rows}; harvest more examples"
+        )
     if len(rows) > max_rows:
         rows = np.sort(rng.choice(rows, max_rows, replace=False))
     pushes = Pushes(store, hook=atoms.hook, rows=rows)
@@ -106,7 +108,9 @@ def evaluate(
     concepts = _concepts(store, rows)
     found: dict[str, Metric] = {}
     n = len(rows)
-    found["l0"] = Metric(value=codes.nnz / n, null=null_codes.nnz / n, unit="atoms/row", better="lower", n=n, note="null: flipped rows")
+    found["l0"] = Metric(
+        value=codes.nnz / n, null=null_codes.nnz / n, unit="atoms/row", better="lower", n=n, note="null: flipped rows"
+    )
     found["fvu"] = Metric(
         value=_fvu(X, codes, atoms), null=_fvu(flipped, null_codes, atoms), unit="share", better="lower", n=n,
         note="share of the centred pushes' variance left unexplained; null: flipped rows",
@@ -162,7 +166,9 @@ def evaluate(
             note="stable over seeds and coherent on held-out rows; null: random sets and flipped atoms",
         )  # fmt: skip
     if loaded is not None:
-        found["step_recovered"] = step_recovered(atoms, store, loaded, rows, P, codes, most=step_rows, seed=seed, progress=progress)
+        found["step_recovered"] = step_recovered(
+            atoms, store, loaded, rows, P, codes, most=step_rows, seed=seed, progress=progress
+        )
     return Evaluation(found, scores)
 
 

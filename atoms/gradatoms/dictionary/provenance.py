@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gradatoms_store import Store, open_store
-
 from gradatoms.dictionary.base import Atoms
 from gradatoms.errors import AtomsFormatError, ModelMismatchError
 from gradatoms.models import LoadedModel, load_model
+from gradatoms_store import Store, open_store
 
 
 def folder_of(atoms: Atoms) -> Path:
@@ -32,15 +31,21 @@ def store_of(atoms: Atoms, path: str | Path | None = None) -> Store:
     if path is not None:
         return open_store(path)
     if recorded is None:
-        raise AtomsFormatError("expected atoms that know their store, these were fitted on an array; name a store with --store")
+        raise AtomsFormatError(
+            "expected atoms that know their store, these were fitted on an array; name a store with --store"
+        )
     where = Path(recorded["path"])
     if not where.exists() and atoms.path is not None and (atoms.path.parent / where.name).exists():
         where = atoms.path.parent / where.name  # the two folders were moved together
     if not where.exists():
-        raise AtomsFormatError(f"expected the store of these atoms at {where}, found nothing; name its new place with --store")
+        raise AtomsFormatError(
+            f"expected the store of these atoms at {where}, found nothing; name its new place with --store"
+        )
     store = open_store(where)
     if store.fingerprint != recorded["fingerprint"]:
-        raise AtomsFormatError(f"expected the store that these atoms were fitted on, {where} is another harvest; name the right one with --store")
+        raise AtomsFormatError(
+            f"expected the store that these atoms were fitted on, {where} is another harvest; name the right one with --store"
+        )
     return store
 
 
@@ -66,7 +71,9 @@ def load_model_of(atoms: Atoms, name: str | None = None) -> LoadedModel:
     """
     recorded = atoms.config.get("model", {}).get("name")
     if name is None and recorded is None:
-        raise AtomsFormatError("expected atoms that know their model, these were fitted on an array; name the model with --model")
+        raise AtomsFormatError(
+            "expected atoms that know their model, these were fitted on an array; name the model with --model"
+        )
     loaded = load_model(str(name or recorded))
     require_same_model(atoms, loaded)
     return loaded

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from gradatoms_store import Store
 from jaxtyping import Float, Int
 
 from gradatoms.errors import ConfigError
+from gradatoms_store import Store
 
 
 class Pushes:
@@ -23,7 +23,13 @@ class Pushes:
         ConfigError: no usable row, or a hook is needed.
     """
 
-    def __init__(self, source: Store | Float[np.ndarray, "N D"], *, hook: str | None = None, rows: Int[np.ndarray, " N"] | None = None) -> None:
+    def __init__(
+        self,
+        source: Store | Float[np.ndarray, "N D"],
+        *,
+        hook: str | None = None,
+        rows: Int[np.ndarray, " N"] | None = None,
+    ) -> None:
         if isinstance(source, Store):
             if hook is None:
                 if len(source.hooks) > 1:
@@ -34,13 +40,17 @@ class Pushes:
         else:
             array = np.asarray(source, dtype=np.float32)
             if array.ndim != 2 or not np.isfinite(array).all():
-                raise ConfigError(f"expected finite pushes of shape (rows, d), got an array of shape {array.shape}; check the array")
+                raise ConfigError(
+                    f"expected finite pushes of shape (rows, d), got an array of shape {array.shape}; check the array"
+                )
             source, hook = array, hook or "array"
             numbers = np.arange(len(array)) if rows is None else np.asarray(rows)
             norms = np.linalg.norm(array[numbers], axis=1)
         self.source, self.hook, self.rows = source, hook, numbers[norms > 0]
         if not len(self.rows):
-            raise ConfigError(f"expected rows with a gradient, found none among {len(numbers)} at {hook}; harvest examples first")
+            raise ConfigError(
+                f"expected rows with a gradient, found none among {len(numbers)} at {hook}; harvest examples first"
+            )
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gradatoms_store import ExampleRecord, GradientBlock, HookSpec, Store, StoreHeader, StoreWriter, open_store
 
 from gradatoms.errors import ConfigError, GradientError, OutputExistsError
 from gradatoms.examples import Example
@@ -28,6 +27,7 @@ from gradatoms.gradients.residual import (
 )
 from gradatoms.models import HookSite, LoadedModel
 from gradatoms.progress import Progress, silent
+from gradatoms_store import ExampleRecord, GradientBlock, HookSpec, Store, StoreHeader, StoreWriter, open_store
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -102,7 +102,9 @@ def harvest(
     config = replace(config, hooks=config.hooks or (loaded.default_hook(),))
     hooks = [loaded.hook(name) for name in dict.fromkeys(config.hooks)]
     sequences = tokenize(loaded, examples, objective=config.objective, positions=config.positions)
-    units = [range(i, min(i + config.unit_examples, len(examples))) for i in range(0, len(examples), config.unit_examples)]
+    units = [
+        range(i, min(i + config.unit_examples, len(examples))) for i in range(0, len(examples), config.unit_examples)
+    ]
     header = _header(loaded, examples, config, hooks, len(units))
     fresh = not out.exists()
     writer = StoreWriter.create(out, header) if fresh else StoreWriter.resume(out, header)

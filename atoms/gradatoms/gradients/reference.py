@@ -48,7 +48,7 @@ def _one(loaded: LoadedModel, sequence: TokenSequence, hook: HookSite) -> dict[i
         logits = loaded.model(input_ids=torch.tensor([sequence.ids], device=loaded.device)).logits
         log_probs = logits[0].float().log_softmax(-1)
         objective = sum(-sign * log_probs[position, token] for position, token, sign in sequence.terms)
-        objective.backward()  # type: ignore[union-attr]
+        objective.backward()
     loaded.model.zero_grad(set_to_none=True)
     gradient = kept[0].grad
     assert gradient is not None

@@ -24,11 +24,13 @@ from torch.nn import functional as F
 
 from gradatoms.errors import ConfigError, ExampleError
 from gradatoms.examples import Example
-from gradatoms.hooking import edit_output, predict_at
+from gradatoms.hooking import edit_output, plain_attention, predict_at
 from gradatoms.models import HookSite, LoadedModel
 
 OBJECTIVES = ("nll", "contrast")
 POSITIONS = ("last", "prediction")
+PLAIN_ATTENTION_TOKENS = 128
+"""Batches of longer rows keep the model's own attention kernel, whose memory does not grow with the square of the length."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ def tokenize(
     sequences = []
     for i, (prompt, target, foil) in enumerate(zip(prompts, targets, foils, strict=True)):
         if not prompt or not target:
-            raise ExampleError(f"example {i + 1} ({_short(examples[i].prompt)}): expected at least one token in prompt and target, got none")
+            raise ExampleError(
+                f"example {i + 1} ({_short(examples[i].prompt)}): expected at least one token in prompt and target, got none"
+            )
         needed = len(prompt) + max(len(target), len(foil)) - 1
         if needed > loaded.max_tokens:
             raise ExampleError(
@@ -112,7 +116,9 @@ def tokenize(
     return sequences
 
 
-def _sequences(example: int, prompt: list[int], target: list[int], foil: list[int], positions: str) -> list[TokenSequence]:
+def _sequences(
+    example: int, prompt: list[int], target: list[int], foil: list[int], positions: str
+) -> list[TokenSequence]:
     last = len(prompt) - 1
     terms = [(last + i, token, 1) for i, token in enumerate(target)]
     rows = [last] if positions == "last" else [last + i for i in range(len(target))]
@@ -134,9 +140,7 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
-def batched(
-    sequences: Sequence[TokenSequence], *, batch_tokens: int, device: torch.device
-) -> Iterator[TokenBatch]:
+def batched(sequences: Sequence[TokenSequence], *, batch_tokens: int, device: torch.device) -> Iterator[TokenBatch]:
     """Group sequences by length into batches of at most ``batch_tokens`` padded tokens (at least one sequence each)."""
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i].ids), i))
     start = 0
@@ -186,6 +190,8 @@ def batch_gradients(
             stack.enter_context(edit_output(site.module, lambda h, site=site: keep(site, h)))  # type: ignore[misc]
         stack.enter_context(predict_at(loaded, batch.term_seq_P, batch.term_pos_P))
         stack.enter_context(torch.enable_grad())
+        if batch.ids_BS.shape[1] <= PLAIN_ATTENTION_TOKENS:
+            stack.enter_context(plain_attention(loaded))
         if autocast is not None:
             stack.enter_context(torch.autocast(batch.ids_BS.device.type, autocast))
         logits_PV = loaded.model(input_ids=batch.ids_BS, use_cache=False).logits

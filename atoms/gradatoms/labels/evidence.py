@@ -6,9 +6,11 @@ active on. Contexts and examples come from the rows the dictionary was fitted on
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,13 +20,14 @@ from gradatoms.dictionary.coding import Codes, top_rows
 from gradatoms.dictionary.io import save_whole
 from gradatoms.errors import AtomsFormatError
 from gradatoms.examples import Example
+from gradatoms.hooking import fast_math
 from gradatoms.lookahead import NEUTRAL, Shift, lookahead
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress, silent
 
 TOKENS = 20
 """Promoted and demoted tokens kept an atom."""
-CONTEXTS = 6
+CONTEXTS = 4
 """Active contexts an atom is injected into."""
 EXAMPLES = 20
 """Top examples kept an atom."""
@@ -103,19 +106,23 @@ def gather_evidence(
             pairs.append((atom, prompts.setdefault(prompt, len(prompts))))
     ids = [loaded.tokenizer(p).input_ids for p in prompts]
     total = len(pairs) + len(atoms) * len(NEUTRAL)
-    active = lookahead(
-        loaded, hook, atoms.W_dec, ids, pairs, alpha=alpha, progress=lambda stage, done, _t: progress(stage, done, total)
-    )
     neutral_ids = [loaded.tokenizer(p).input_ids for p in NEUTRAL]
     neutral_pairs = [(atom, c) for atom in range(len(atoms)) for c in range(len(NEUTRAL))]
-    neutral = lookahead(
-        loaded, hook, atoms.W_dec, neutral_ids, neutral_pairs, alpha=alpha,
-        progress=lambda stage, done, _t: progress(stage, len(pairs) + done, total),
-    )  # fmt: skip
+    with fast_math(loaded):
+        active = lookahead(
+            loaded, hook, atoms.W_dec, ids, pairs, alpha=alpha,
+            progress=lambda stage, done, _t: progress(stage, done, total),
+        )  # fmt: skip
+        neutral = lookahead(
+            loaded, hook, atoms.W_dec, neutral_ids, neutral_pairs, alpha=alpha,
+            progress=lambda stage, done, _t: progress(stage, len(pairs) + done, total),
+        )  # fmt: skip
     density = np.diff(by_atom.indptr) / max(1, len(fitted_rows))
     found = []
     for atom, top in enumerate(tops):
-        listed = tuple(TopExample(examples[e].prompt, examples[e].target, examples[e].foil, weight) for e, weight in top)
+        listed = tuple(
+            TopExample(examples[e].prompt, examples[e].target, examples[e].foil, weight) for e, weight in top
+        )
         has_context = bool(active.contexts[atom])
         found.append(
             Evidence(
@@ -137,7 +144,8 @@ def _extreme(loaded: LoadedModel, shift: Shift, atom: int, *, largest: bool) -> 
     chosen = np.argpartition(-values, TOKENS)[:TOKENS]
     chosen = chosen[np.argsort(-values[chosen], kind="stable")]
     return tuple(
-        TokenShift(loaded.tokenizer.decode([int(t)]), float(shift.delta_p[atom, t]), float(shift.log_ratio[atom, t])) for t in chosen
+        TokenShift(loaded.decode([int(t)]), float(shift.delta_p[atom, t]), float(shift.log_ratio[atom, t]))
+        for t in chosen
     )
 
 
@@ -181,16 +189,29 @@ def load_evidence(path: str | Path) -> list[Evidence]:
             lists = {}
             for name in _LISTS:
                 group = file[name]
-                columns = zip(group["token"].asstr()[:], group["delta_p"][:].tolist(), group["log_ratio"][:].tolist(), strict=True)
+                columns = zip(
+                    group["token"].asstr()[:], group["delta_p"][:].tolist(), group["log_ratio"][:].tolist(), strict=True
+                )
                 lists[name] = _split(group, [TokenShift(*c) for c in columns])
             group = file["examples"]
-            texts = (group[name].asstr()[:] for name in ("prompt", "target", "foil"))
-            columns = zip(*texts, group["weight"][:].tolist(), strict=True)
-            examples = _split(group, [TopExample(p, t, f or None, w) for p, t, f, w in columns])
+            prompts, targets, foils = (group[name].asstr()[:] for name in ("prompt", "target", "foil"))
+            quads = zip(prompts, targets, foils, group["weight"][:].tolist(), strict=True)
+            examples = _split(group, [TopExample(p, t, f or None, w) for p, t, f, w in quads])
     except (OSError, KeyError, ValueError) as error:
-        raise AtomsFormatError(f"expected evidence at {path}, got {type(error).__name__}: {error}; run `atoms label`") from error
+        raise AtomsFormatError(
+            f"expected evidence at {path}, got {type(error).__name__}: {error}; run `atoms label`"
+        ) from error
     return [
-        Evidence(i, lists["promoted"][i], lists["demoted"][i], lists["neutral_promoted"][i], kl[i], neutral_kl[i], examples[i], density[i])
+        Evidence(
+            i,
+            lists["promoted"][i],
+            lists["demoted"][i],
+            lists["neutral_promoted"][i],
+            kl[i],
+            neutral_kl[i],
+            examples[i],
+            density[i],
+        )
         for i in range(len(kl))
     ]
 
@@ -201,11 +222,13 @@ def _ragged(file: h5py.File, name: str, rows: Sequence[Sequence[object]]) -> h5p
     return group
 
 
-def _split(group: h5py.Group, items: list) -> list[tuple]:  # type: ignore[type-arg]
+def _split(group: h5py.Group, items: list[Any]) -> list[tuple[Any, ...]]:
     bounds = group["indptr"][:].tolist()
-    return [tuple(items[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [tuple(items[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
 def _strings(group: h5py.Group, name: str, values: list[str]) -> None:
     clean = [v.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8") for v in values]
-    group.create_dataset(name, data=np.asarray(clean, dtype=object), dtype=h5py.string_dtype("utf-8"), shape=(len(clean),))
+    group.create_dataset(
+        name, data=np.asarray(clean, dtype=object), dtype=h5py.string_dtype("utf-8"), shape=(len(clean),)
+    )

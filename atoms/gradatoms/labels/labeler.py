@@ -79,7 +79,10 @@ def ensure_evidence(
         place = {r.id: i for i, r in enumerate(store.examples)}
         row_example = np.asarray([place[int(e)] for e in store.rows["example"]])
         save_evidence(
-            path, gather_evidence(loaded, atoms, codes, examples_of(store), row_example, fitted, alpha=alpha, progress=progress)
+            path,
+            gather_evidence(
+                loaded, atoms, codes, examples_of(store), row_example, fitted, alpha=alpha, progress=progress
+            ),
         )
     return load_evidence(path)
 

@@ -48,11 +48,19 @@ class DecouplingReport:
     examples: list[Decoupled] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"metrics": {k: m.to_dict() for k, m in self.metrics.items()}, "examples": [vars(e) for e in self.examples]}
+        return {
+            "metrics": {k: m.to_dict() for k, m in self.metrics.items()},
+            "examples": [vars(e) for e in self.examples],
+        }
 
 
 def evaluate_decoupling(
-    describer: Describer, *, store_path: str | Path | None = None, rows: int = 150, seed: int = 0, progress: Progress = silent
+    describer: Describer,
+    *,
+    store_path: str | Path | None = None,
+    rows: int = 150,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> DecouplingReport:
     """Measure decoupled descriptions on held-out rows.
 
@@ -69,7 +77,9 @@ def evaluate_decoupling(
     by_id = {r.id: e for r, e in zip(store.examples, examples_of(store), strict=True)}
     owner = [by_id[int(i)] for i in store.rows["example"]]
     if len(set(lead[usable].tolist())) < 2:
-        raise ConfigError(f"expected held-out rows of at least two labelled atoms, found {len(usable)} rows; harvest more examples")
+        raise ConfigError(
+            f"expected held-out rows of at least two labelled atoms, found {len(usable)} rows; harvest more examples"
+        )
     chosen = rng.choice(usable, min(rows, len(usable)), replace=False)
     P = Pushes(store, hook=atoms.hook, rows=chosen).all()
     contexts = []
@@ -122,7 +132,9 @@ def evaluate_decoupling(
         concepts = [owner[r].concept for r in chosen]
 
         def by_concept(atoms_named: list[int | None]) -> float:
-            return float(np.mean([a is not None and concept_of.get(a) == c for a, c in zip(atoms_named, concepts, strict=True)]))
+            return float(
+                np.mean([a is not None and concept_of.get(a) == c for a, c in zip(atoms_named, concepts, strict=True)])
+            )
 
         found["decoupled_concept_accuracy"] = Metric(
             value=by_concept([_named(s) for s in real]), null=by_concept([_named(s) for s in shuffled]),

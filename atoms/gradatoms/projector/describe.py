@@ -31,7 +31,7 @@ from gradatoms.projector.model import (
 )
 from gradatoms.projector.text import Term, parse
 
-MAX_TOKENS = 48
+MAX_TOKENS = 40
 """Longest description, in tokens."""
 
 
@@ -86,10 +86,14 @@ class Describer:
         folder = folder_of(atoms)
         projector, share = load_projector(folder / "projector")
         labels = label_texts(load_labels(folder))
-        return cls(loaded, atoms, projector.to(loaded.device), labels, share, description_grammar(loaded, labels.values()))
+        return cls(
+            loaded, atoms, projector.to(loaded.device), labels, share, description_grammar(loaded, labels.values())
+        )
 
     @torch.no_grad()
-    def say(self, pushes: np.ndarray | None, contexts: Sequence[str], *, free: bool = False, batch: int = 128) -> list[Said]:
+    def say(
+        self, pushes: np.ndarray | None, contexts: Sequence[str], *, free: bool = False, batch: int = 128
+    ) -> list[Said]:
         """The model's descriptions of unit pushes, each inside its context.
 
         Args:
@@ -97,7 +101,7 @@ class Describer:
             free: let the model write anything; by default it writes only descriptions that can be read back.
         """
         found: list[Said] = []
-        answer = self.loaded.model.get_input_embeddings()(torch.tensor(answer_ids(self.loaded), device=self.loaded.device))
+        answer = self.loaded.embeddings[torch.tensor(answer_ids(self.loaded), device=self.loaded.device)]
         for start in range(0, len(contexts), batch):
             chosen = list(contexts[start : start + batch])
             tail = answer.expand(len(chosen), -1, -1)
@@ -107,17 +111,24 @@ class Describer:
             with fast_math(self.loaded):
                 prefix = context_prefix(self.loaded, chosen)
                 ids, scores = generate_tail(
-                    self.loaded, prefix, tail, max_tokens=MAX_TOKENS, stop=stop_id(self.loaded), grammar=None if free else self.grammar
+                    self.loaded,
+                    prefix,
+                    tail,
+                    max_tokens=MAX_TOKENS,
+                    stop=stop_id(self.loaded),
+                    grammar=None if free else self.grammar,
                 )
             for tokens, score in zip(ids, scores, strict=True):
-                text = self.loaded.tokenizer.decode(tokens).strip()
+                text = self.loaded.decode(tokens).strip()
                 found.append(Said(text, parse(text, self.labels, self.share), float(np.exp(score))))
         return found
 
     def code_terms(self, codes: Codes, row: int) -> list[Term]:
         """The labelled code of one row, largest weight first."""
         a, b = codes.indptr[row], codes.indptr[row + 1]
-        pairs = sorted(zip(codes.indices[a:b].tolist(), codes.data[a:b].tolist(), strict=True), key=lambda item: -item[1])
+        pairs = sorted(
+            zip(codes.indices[a:b].tolist(), codes.data[a:b].tolist(), strict=True), key=lambda item: -item[1]
+        )
         return [Term(atom, self.labels.get(atom, f"atom {atom}"), float(weight)) for atom, weight in pairs]
 
 
@@ -145,13 +156,13 @@ def describe(
     example = Example(prompt=prompt, target=target, foil=foil)
     sequences = tokenize(loaded, [example], objective="contrast" if foil else "nll")
     hook = loaded.hook(atoms.hook)
-    found = [
-        batch_gradients(loaded, b, [hook]) for b in batched(sequences[0], batch_tokens=4096, device=loaded.device)
-    ]
+    found = [batch_gradients(loaded, b, [hook]) for b in batched(sequences[0], batch_tokens=4096, device=loaded.device)]
     g = merge_rows(found, [example], sequences).gradients[hook.name]
     norm = float(np.linalg.norm(g[0]))
     if not np.isfinite(norm) or norm == 0:
-        raise GradientError(f"expected a gradient with a direction, its norm is {norm}; choose another target or prompt")
+        raise GradientError(
+            f"expected a gradient with a direction, its norm is {norm}; choose another target or prompt"
+        )
     push = -g[:1] / norm
     said = describer.say(push, [context if context is not None else prompt])[0]
     codes = atoms.encode(push)

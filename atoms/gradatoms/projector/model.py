@@ -77,7 +77,7 @@ class Projector(nn.Module):
 
 def new_projector(loaded: LoadedModel, atoms: Atoms, config: ProjectorConfig) -> Projector:
     """An untrained projector for ``atoms`` and the model's embeddings."""
-    embeddings = loaded.model.get_input_embeddings().weight
+    embeddings = loaded.embeddings
     torch.manual_seed(config.seed)
     norm = float(embeddings.float().norm(dim=1).mean())
     return Projector(atoms.W_dec.shape[1], embeddings.shape[1], norm, config).to(loaded.device)
@@ -105,7 +105,10 @@ def answer_ids(loaded: LoadedModel) -> list[int]:
 
 def description_ids(loaded: LoadedModel, parts: Sequence[str]) -> list[int]:
     """Token ids of a description given in pieces (``text.pieces``), with the line break that ends it."""
-    return [*(i for ids in loaded.tokenizer(list(parts), add_special_tokens=False).input_ids for i in ids), stop_id(loaded)]
+    return [
+        *(i for ids in loaded.tokenizer(list(parts), add_special_tokens=False).input_ids for i in ids),
+        stop_id(loaded),
+    ]
 
 
 def description_grammar(loaded: LoadedModel, labels: Iterable[str]) -> Grammar:

@@ -47,7 +47,7 @@ def parse(text: str, labels: Mapping[int, str], share: float) -> list[Term]:
     atoms = {label: atom for atom, label in labels.items()}
     parts = text.strip().removesuffix(".").split("; ")
     weights = [1.0] if len(parts) == 1 else [share, *[(1 - share) / (len(parts) - 1)] * (len(parts) - 1)]
-    terms = []
+    terms: list[Term] = []
     for part, weight in zip(parts, weights, strict=True):
         label = part.removeprefix("mostly ").removeprefix("partly ").strip()
         if label in atoms and all(t.atom != atoms[label] for t in terms):

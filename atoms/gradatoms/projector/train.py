@@ -63,7 +63,8 @@ def row_terms(codes: Codes) -> list[list[tuple[int, float]]]:
     """What each row's description names."""
     bounds = zip(codes.indptr[:-1], codes.indptr[1:], strict=True)
     return [
-        described_terms(list(zip(codes.indices[a:b].tolist(), codes.data[a:b].tolist(), strict=True))) for a, b in bounds
+        described_terms(list(zip(codes.indices[a:b].tolist(), codes.data[a:b].tolist(), strict=True)))
+        for a, b in bounds
     ]
 
 
@@ -88,11 +89,15 @@ def train_on_store(
         raise ConfigError(f"expected labelled atoms in {folder}, found no label; run `atoms label {folder}` first")
     store = store_of(atoms, store_path)
     split = atoms.config["holdout"]
-    pushes = Pushes(store, hook=atoms.hook, rows=np.flatnonzero(~held_out_mask(store, split["fraction"], split["seed"])))
+    pushes = Pushes(
+        store, hook=atoms.hook, rows=np.flatnonzero(~held_out_mask(store, split["fraction"], split["seed"]))
+    )
     by_id = {r.id: r.prompt for r in store.examples}
     contexts = [by_id[int(i)] for i in store.rows["example"][pushes.rows]]
     codes = load_codes(folder / "codes.h5")[pushes.rows]
-    return train_projector(loaded, atoms, pushes.all(), codes, contexts, labels, folder / "projector", config, progress=progress)
+    return train_projector(
+        loaded, atoms, pushes.all(), codes, contexts, labels, folder / "projector", config, progress=progress
+    )
 
 
 def train_projector(
@@ -129,7 +134,7 @@ def train_projector(
     run = _Run(loaded, projector, x, [pieces(terms[i], labels) for i in usable], list(dict.fromkeys(contexts)), config)
     warm, start, losses = run.restore(folder / "checkpoint.pt")
     if start == 0:
-        warm = warm_start(loaded, projector, x, run.text_ids, progress)
+        warm = warm_start(loaded, projector, x, run.text_ids, run.no_pressure, progress)
         run.checkpoint(folder / "checkpoint.pt", warm, 0, losses)
     for step in range(start, config.steps):
         losses.append(run.step(step))
@@ -143,13 +148,23 @@ def train_projector(
 
 
 def warm_start(
-    loaded: LoadedModel, projector: Projector, x: torch.Tensor, text_ids: Sequence[Sequence[int]], progress: Progress = silent
+    loaded: LoadedModel,
+    projector: Projector,
+    x: torch.Tensor,
+    text_ids: Sequence[Sequence[int]],
+    no_pressure: Sequence[int],
+    progress: Progress = silent,
 ) -> float:
-    """Regress soft tokens onto the embeddings of the description's tokens; returns the mean 1 − cosine at the end."""
+    """Regress soft tokens onto the embeddings of the description's tokens; returns the mean 1 − cosine at the end.
+
+    A share ``noise`` of each batch is Gaussian, and aims at "no clear pressure".
+    """
     config = projector.config
     count = config.soft_tokens
-    embeddings = F.normalize(loaded.model.get_input_embeddings().weight.float(), dim=1)
-    wanted = torch.tensor([[*ids, *[ids[-1]] * count][:count] for ids in text_ids], device=loaded.device)
+    embeddings = F.normalize(loaded.embeddings.float(), dim=1)
+    wanted = torch.tensor(
+        [[*ids, *[ids[-1]] * count][:count] for ids in [*text_ids, no_pressure]], device=loaded.device
+    )
     optimizer = torch.optim.AdamW(projector.parameters(), lr=2e-3, weight_decay=0.05)
     batch = min(256, len(x))
     steps = config.warm_epochs * -(-len(x) // batch)
@@ -159,9 +174,14 @@ def warm_start(
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 20) * (1 - step / steps)
         rows = torch.randint(0, len(x), (batch,), generator=generator).to(x.device)
-        noisy = x[rows] + 0.1 * torch.randn(batch, x.shape[1], generator=generator).to(x.device)
+        gauss = torch.randn(batch, x.shape[1], generator=generator).to(x.device)
+        noisy = x[rows] + 0.1 * gauss
+        pure = torch.rand(batch, generator=generator).to(x.device) < config.noise
+        noisy = torch.where(
+            pure[:, None], gauss * x[rows].norm(dim=1, keepdim=True) / gauss.norm(dim=1, keepdim=True), noisy
+        )
         soft = F.normalize(projector(noisy), dim=-1)
-        loss = 1 - (soft * embeddings[wanted[rows]]).sum(-1).mean()
+        loss = 1 - (soft * embeddings[wanted[torch.where(pure, len(x), rows)]]).sum(-1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -174,14 +194,19 @@ class _Run:
     """The state of the main loop."""
 
     def __init__(
-        self, loaded: LoadedModel, projector: Projector, x: torch.Tensor, texts: list[list[str]], contexts: list[str], config: ProjectorConfig
+        self,
+        loaded: LoadedModel,
+        projector: Projector,
+        x: torch.Tensor,
+        texts: list[list[str]],
+        contexts: list[str],
+        config: ProjectorConfig,
     ) -> None:
         self.loaded, self.projector, self.x, self.contexts, self.config = loaded, projector, x, contexts, config
         self.text_ids = [description_ids(loaded, text) for text in texts]
         self.no_pressure = description_ids(loaded, pieces([], {}))
         self.answer = answer_ids(loaded)
         self.optimizer = torch.optim.AdamW(projector.parameters(), lr=config.lr, weight_decay=0.01)
-        self.embed = loaded.model.get_input_embeddings()
 
     def step(self, step: int) -> float:
         """One optimiser step; everything random in it comes from the seed and the step number."""
@@ -221,8 +246,8 @@ class _Run:
         device, width = x.device, max(len(t) for t in texts)
         before = self.config.soft_tokens + len(self.answer) - 1
         padded = torch.tensor([t + [0] * (width - len(t)) for t in texts], device=device)
-        answer = self.embed(torch.tensor(self.answer, device=device)).expand(len(x), -1, -1)
-        embeds = torch.cat([self.projector(x).to(answer.dtype), answer, self.embed(padded[:, :-1])], dim=1)
+        answer = self.loaded.embeddings[torch.tensor(self.answer, device=device)].expand(len(x), -1, -1)
+        embeds = torch.cat([self.projector(x).to(answer.dtype), answer, self.loaded.embeddings[padded[:, :-1]]], dim=1)
         places = [(row, before + i, token) for row, text in enumerate(texts) for i, token in enumerate(text)]
         row, at, token = (torch.tensor(column, device=device) for column in zip(*places, strict=True))
         logits = run_tail(self.loaded, prefix, contexts.to(device), embeds=embeds, at=(row, at))
@@ -245,7 +270,10 @@ class _Run:
         if not path.exists():
             return float("nan"), 0, []
         state = torch.load(path, weights_only=True)
-        if state["config"] != vars(self.config) | {"rows": len(self.x), "texts": hash(tuple(map(tuple, self.text_ids)))}:
+        if state["config"] != vars(self.config) | {
+            "rows": len(self.x),
+            "texts": hash(tuple(map(tuple, self.text_ids))),
+        }:
             return float("nan"), 0, []
         self.projector.load_state_dict(state["projector"])
         self.optimizer.load_state_dict(state["optimizer"])

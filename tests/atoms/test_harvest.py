@@ -1,0 +1,265 @@
+"""Harvest: what is written, what a resume does, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from gradatoms.errors import ConfigError, ExampleError, GradientError, HookError, OutputExistsError
+from gradatoms.examples import Example
+from gradatoms.gradients.harvest import HarvestConfig, examples_of, harvest, is_complete
+from gradatoms.gradients.reference import one_at_a_time
+from gradatoms.gradients.residual import tokenize
+from gradatoms.models import LoadedModel, wrap_model
+from gradatoms_store import Store, StoreMismatchError, open_store
+
+HOOKS = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
+CONFIG = HarvestConfig(hooks=HOOKS, objective="contrast", positions="prediction", batch_tokens=32, unit_examples=3)
+
+
+def in_order(store: Store, hook: str) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Directions, norms and row fields, sorted by (example, position); shards hold their rows shuffled."""
+    order = np.lexsort((store.rows["position"], store.rows["example"]))
+    batch = store.read(hook, order)
+    return batch.gradients, batch.norms, batch.rows
+
+
+def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
+    text = str(error.value)
+    assert text and "\n" not in text
+    return text
+
+
+@pytest.fixture(scope="module")
+def store(tiny: LoadedModel, examples: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Store:
+    path = tmp_path_factory.mktemp("harvest") / "facts.gstore"
+    report = harvest(tiny, examples, path, CONFIG)
+    found = open_store(path)
+    assert report.rows == found.n_rows
+    return found
+
+
+def test_the_header_says_what_was_harvested(store: Store, tiny: LoadedModel, examples: list[Example]) -> None:
+    header = store.header
+    assert header.model == tiny.fingerprint.to_dict()
+    assert [(h.name, h.hf_name, h.d) for h in header.hooks] == [
+        (HOOKS[0], "model.layers.1", 32),
+        (HOOKS[1], "model.layers.2", 32),
+    ]
+    assert (header.objective, header.positions, header.dtype, header.space) == (
+        "contrast", "prediction", "float16", "activation",
+    )  # fmt: skip
+    assert (header.n_units, header.n_examples) == (3, len(examples))
+    assert store.info.complete and is_complete(store.path)
+
+
+def test_the_examples_come_back(store: Store, examples: list[Example]) -> None:
+    assert examples_of(store) == examples
+    assert [record.id for record in store.examples] == list(range(len(examples)))
+
+
+def test_the_rows_are_those_of_the_plain_loop(store: Store, tiny: LoadedModel, examples: list[Example]) -> None:
+    sequences = tokenize(tiny, examples, objective="contrast", positions="prediction")
+    expected = [(e, p) for e, branches in enumerate(sequences) for p in branches[0].rows]
+    terms = {(e, p): token for e, branches in enumerate(sequences) for p, token, sign in branches[0].terms if sign > 0}
+    for hook in HOOKS:
+        directions, norms, rows = in_order(store, hook)
+        assert list(zip(rows["example"].tolist(), rows["position"].tolist(), strict=True)) == expected
+        assert rows["target"].tolist() == [terms[key] for key in expected]
+        assert rows["token"].tolist() == [sequences[e][0].ids[p] for e, p in expected]
+        g = one_at_a_time(tiny, sequences, tiny.hook(hook))
+        wanted = np.linalg.norm(g, axis=1)
+        np.testing.assert_allclose(norms, wanted, rtol=1e-3)
+        assert ((directions * g).sum(axis=1) / wanted).min() > 0.999
+        np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1, atol=2e-3)
+
+
+def test_every_row_of_an_example_has_its_loss(store: Store) -> None:
+    for example in range(7):
+        assert len(set(store.rows["loss"][store.rows["example"] == example].tolist())) == 1
+
+
+def test_no_hook_means_the_middle(tiny: LoadedModel, examples: list[Example], tmp_path: Path) -> None:
+    harvest(tiny, examples, tmp_path / "a.gstore", HarvestConfig())
+    assert open_store(tmp_path / "a.gstore").hooks == (tiny.default_hook(),)
+
+
+def test_progress_ends_at_the_last_example(tiny: LoadedModel, examples: list[Example], tmp_path: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    harvest(tiny, examples, tmp_path / "a.gstore", CONFIG, progress=lambda *call: calls.append(call))
+    done = [call[1] for call in calls]
+    assert calls[-1] == ("harvest", 7, 7) and done == sorted(done)
+
+
+def test_an_interrupted_harvest_resumes_to_the_same_rows(
+    store: Store, tiny: LoadedModel, examples: list[Example], tmp_path: Path
+) -> None:
+    path, calls = tmp_path / "facts.gstore", 0
+
+    def interrupt(_stage: str, done: int, _total: int) -> None:
+        nonlocal calls
+        calls += 1
+        if done > 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        harvest(tiny, examples, path, CONFIG, progress=interrupt)
+    assert calls and not is_complete(path)
+    before = open_store(path).n_rows
+    assert 0 < before < store.n_rows
+    report = harvest(tiny, examples, path, CONFIG, resume=True)
+    assert report.rows == store.n_rows - before
+    resumed = open_store(path)
+    assert resumed.info.complete and examples_of(resumed) == examples
+    for hook in HOOKS:
+        found, expected = in_order(resumed, hook), in_order(store, hook)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+        for field, values in expected[2].items():
+            np.testing.assert_allclose(found[2][field], values, rtol=1e-5, err_msg=field)
+
+
+def test_a_resume_of_a_complete_store_does_nothing(tiny: LoadedModel, examples: list[Example], tmp_path: Path) -> None:
+    path = tmp_path / "facts.gstore"
+    harvest(tiny, examples, path, CONFIG)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    assert harvest(tiny, examples, path, CONFIG, resume=True).rows == 0
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_a_resume_without_a_store_starts_one(tiny: LoadedModel, examples: list[Example], tmp_path: Path) -> None:
+    harvest(tiny, examples, tmp_path / "facts.gstore", CONFIG, resume=True)
+    assert is_complete(tmp_path / "facts.gstore")
+
+
+def test_a_resume_with_another_model_is_refused(
+    tiny: LoadedModel,
+    examples: list[Example],
+    tmp_path: Path,
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    path = tmp_path / "facts.gstore"
+    harvest(tiny, examples, path, CONFIG)
+    other = wrap_model(make_model("llama", seed=1), tokenizer, tiny.fingerprint.name)
+    with pytest.raises(StoreMismatchError, match=r"model\.sha") as error:
+        harvest(other, examples, path, CONFIG, resume=True)
+    text = one_line(error)
+    assert tiny.fingerprint.sha in text and other.fingerprint.sha in text
+    assert is_complete(path)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [({"objective": "nll"}, "objective"), ({"store_dtype": "float32"}, "dtype"), ({"hooks": HOOKS[:1]}, HOOKS[1])],
+    ids=["objective", "dtype", "hooks"],
+)
+def test_a_resume_with_other_settings_is_refused(
+    tiny: LoadedModel, examples: list[Example], tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    path = tmp_path / "facts.gstore"
+    harvest(tiny, examples, path, CONFIG)
+    with pytest.raises(StoreMismatchError, match=named) as error:
+        harvest(tiny, examples, path, replace(CONFIG, **change), resume=True)
+    one_line(error)
+
+
+def test_a_resume_with_other_examples_is_refused(tiny: LoadedModel, examples: list[Example], tmp_path: Path) -> None:
+    path = tmp_path / "facts.gstore"
+    harvest(tiny, examples, path, CONFIG)
+    with pytest.raises(StoreMismatchError, match="plan"):
+        harvest(tiny, [*examples[:-1], replace(examples[-1], target=" other")], path, CONFIG, resume=True)
+
+
+def test_an_existing_output_is_refused_and_kept(tiny: LoadedModel, examples: list[Example], tmp_path: Path) -> None:
+    path = tmp_path / "facts.gstore"
+    path.mkdir()
+    (path / "mine.txt").write_text("keep")
+    with pytest.raises(OutputExistsError) as error:
+        harvest(tiny, examples, path, CONFIG)
+    assert str(path) in one_line(error)
+    assert [file.name for file in path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    "change, error",
+    [({"hooks": ("blocks.9.hook_resid_post",)}, HookError), ({"objective": "contrast"}, ExampleError)],
+    ids=["hook", "foil"],
+)
+def test_what_is_refused_leaves_no_folder(
+    tiny: LoadedModel, tmp_path: Path, change: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        harvest(tiny, [Example(prompt="a", target=" b")], tmp_path / "facts.gstore", HarvestConfig(**change))
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_examples_are_refused(tiny: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(ExampleError) as error:
+        harvest(tiny, [], tmp_path / "facts.gstore", HarvestConfig())
+    one_line(error)
+    assert not list(tmp_path.iterdir())
+
+
+def broken_model(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast, token: int | None = None
+) -> LoadedModel:
+    """A model with a NaN weight: in the last block, or in one token's embedding only."""
+    model = make_model("llama")
+    with torch.no_grad():
+        if token is None:
+            model.model.layers[3].mlp.up_proj.weight[0, 0] = torch.nan
+        else:
+            model.get_input_embeddings().weight[token] = torch.nan
+    return wrap_model(model, tokenizer, "broken")
+
+
+def test_a_gradient_that_is_no_number_leaves_no_folder(
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    examples: list[Example],
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(GradientError, match="NaN") as error:
+        harvest(broken_model(make_model, tokenizer), examples, tmp_path / "facts.gstore", CONFIG)
+    text = one_line(error)
+    assert "example 1 " in text and examples[0].prompt in text and HOOKS[0] in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_late_nan_keeps_the_units_before_it(
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    examples: list[Example],
+    tmp_path: Path,
+) -> None:
+    (token,) = set(tokenizer("!").input_ids)
+    bad = Example(prompt="Hot!", target=" is", foil="x")
+    loaded, path = broken_model(make_model, tokenizer, token), tmp_path / "facts.gstore"
+    with pytest.raises(GradientError, match="the first in example 7") as error:
+        harvest(loaded, [*examples[:6], bad], path, CONFIG)
+    assert "Hot!" in one_line(error)
+    assert set(open_store(path).rows["example"].tolist()) == set(range(6))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"objective": "mse"}, {"positions": "first"}, {"dtype": "float8"}, {"batch_tokens": 0}, {"unit_examples": 0}],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_settings_are_checked(setting: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        HarvestConfig(**setting)
+
+
+def test_bfloat16_reports_its_fidelity(tiny: LoadedModel, examples: list[Example], tmp_path: Path) -> None:
+    report = harvest(tiny, examples, tmp_path / "a.gstore", replace(CONFIG, dtype="bfloat16"))
+    assert report.fidelity is not None and 0.95 < report.fidelity < 1
+    assert harvest(tiny, examples, tmp_path / "b.gstore", CONFIG).fidelity is None
