@@ -232,7 +232,8 @@ def gathered(tiny: LoadedModel, examples: list[Example]) -> tuple[Atoms, list[Ev
     X = Pushes(-found.gradients[hook.name][np.argsort(found.example)]).all()
     W = np.stack([X[0], X[1], -X[:6].mean(axis=0) / np.linalg.norm(X[:6].mean(axis=0))])
     atoms = Atoms(W, np.zeros(32, np.float32), LassoCoder(W, 0.3), hook.name)
-    fitted = np.arange(6)  # the last row is held out
+    X[6] = X[1]  # the last row is held out, and would be a top example of atom 1
+    fitted = np.arange(6)
     return atoms, gather_evidence(tiny, atoms, atoms.encode(X), examples, np.arange(7), fitted, alpha=0.2)
 
 

@@ -11,12 +11,16 @@ projector; the prefix up to the soft tokens is computed once per batch without a
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from gradatoms.dictionary.base import Atoms
@@ -43,6 +47,8 @@ from gradatoms.projector.model import (
 )
 from gradatoms.projector.text import described_terms, pieces
 
+_EVERY = 10
+"""Steps between checkpoints."""
 _CONTEXTS = 8
 """Contexts a batch; its rows draw from them."""
 
@@ -132,17 +138,17 @@ def train_projector(
     projector = new_projector(loaded, atoms, config)
     x = scaled(atoms, pushes[usable]).to(loaded.device)
     run = _Run(loaded, projector, x, [pieces(terms[i], labels) for i in usable], list(dict.fromkeys(contexts)), config)
-    warm, start, losses = run.restore(folder / "checkpoint.pt")
+    warm, start, losses = run.restore(folder / "checkpoint.safetensors")
     if start == 0:
         warm = warm_start(loaded, projector, x, run.text_ids, run.no_pressure, progress)
-        run.checkpoint(folder / "checkpoint.pt", warm, 0, losses)
+        run.checkpoint(folder / "checkpoint.safetensors", warm, 0, losses)
     for step in range(start, config.steps):
         losses.append(run.step(step))
         progress("projector", step + 1, config.steps)
-        if (step + 1) % 20 == 0:
-            run.checkpoint(folder / "checkpoint.pt", warm, step + 1, losses)
+        if (step + 1) % _EVERY == 0:
+            run.checkpoint(folder / "checkpoint.safetensors", warm, step + 1, losses)
     save_projector(projector, folder, share)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     tenth = max(1, config.steps // 10)
     return TrainingReport(len(usable), warm, float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:])))
 
@@ -254,27 +260,35 @@ class _Run:
         return F.cross_entropy(logits.float(), token)
 
     def checkpoint(self, path: Path, warm: float, step: int, losses: list[float]) -> None:
+        """Weights and Adam's moments as safetensors; the rest in its metadata."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        state = {
-            "projector": self.projector.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "warm": warm,
-            "step": step,
-            "losses": losses,
-            "config": vars(self.config) | {"rows": len(self.x), "texts": hash(tuple(map(tuple, self.text_ids)))},
-        }
-        save_whole(path, lambda p: torch.save(state, p))
+        tensors = {f"weight.{name}": value.detach() for name, value in self.projector.named_parameters()}
+        for name, parameter in self.projector.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}.{name}"] = value
+        metadata = {"state": json.dumps({"warm": warm, "step": step, "losses": losses, "run": self._identity()})}
+        save_whole(path, lambda p: save_file(tensors, p, metadata=metadata))
 
     def restore(self, path: Path) -> tuple[float, int, list[float]]:
         """Warm loss, next step and losses of a checkpoint of the same run; else a fresh start."""
         if not path.exists():
             return float("nan"), 0, []
-        state = torch.load(path, weights_only=True)
-        if state["config"] != vars(self.config) | {
-            "rows": len(self.x),
-            "texts": hash(tuple(map(tuple, self.text_ids))),
-        }:
-            return float("nan"), 0, []
-        self.projector.load_state_dict(state["projector"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            if state["run"] != self._identity():
+                return float("nan"), 0, []
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        for name, parameter in self.projector.named_parameters():
+            parameter.data.copy_(tensors[f"weight.{name}"])
+            moments = {
+                key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors
+            }
+            if moments:
+                self.optimizer.state[parameter] = moments
         return state["warm"], state["step"], state["losses"]
+
+    def _identity(self) -> str:
+        """A digest of what makes two runs the same: settings, rows and descriptions."""
+        digest = hashlib.sha256(json.dumps([vars(self.config), self.text_ids]).encode())
+        digest.update(self.x.cpu().numpy().tobytes())
+        return digest.hexdigest()

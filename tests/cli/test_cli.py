@@ -1,0 +1,502 @@
+"""The command line on a small model: every command's JSON, every refusal as one line, and quick help."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gradatoms_cli.main import app
+from typer.testing import CliRunner
+
+MAIN = "from gradatoms_cli.main import main; main()"
+COMMANDS = (
+    "demo|harvest|store info|fit|eval|label|ls|show|search|describe|projector train|projector eval|steer".split("|")
+)
+METRIC = {"value", "null", "unit", "better", "n"}
+ATOM = {"atom", "label", "verdict", "density", "coherence", "promoted", "demoted", "scores"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads slow the products of a small model down."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def child(*args: object, cwd: Path, code: str = MAIN) -> subprocess.CompletedProcess[str]:
+    """``atoms`` with ``args`` in a process of its own."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, encoding="utf-8", timeout=300)
+
+
+def child_json(*args: object, cwd: Path) -> dict[str, Any]:
+    """The JSON document that ``atoms … --json`` prints, and nothing else, on stdout."""
+    done = child(*args, "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert isinstance(value, dict)
+    return value
+
+
+def inside(*args: object) -> str:
+    """What ``atoms`` with ``args`` prints, run in this process."""
+    done = CliRunner().invoke(app, [str(a) for a in args], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def inside_json(*args: object) -> dict[str, Any]:
+    """The JSON document of a command run in this process."""
+    value = json.loads(inside(*args, "--json"))
+    assert isinstance(value, dict)
+    return value
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A folder where every step has run once, and what each printed with ``--json``."""
+
+    folder: Path
+    corpus: Path
+    model: Path
+    printed: dict[str, dict[str, Any]]
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "facts.gstore"
+
+    @property
+    def atoms(self) -> Path:
+        return self.folder / "facts.atoms"
+
+
+@pytest.fixture(scope="session")
+def ran(small_folder: Path, small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """harvest, fit and label in processes of their own, as a user runs them; then projector train and eval."""
+    run = Pipeline(tmp_path_factory.mktemp("pipeline"), small_corpus, small_folder, {})
+    done = run.printed
+    done["harvest"] = child_json("harvest", run.corpus, "--model", run.model, "-o", run.store, cwd=run.folder)
+    done["fit"] = child_json(
+        "fit", run.store, "-o", run.atoms, "--n-atoms", 6, "--epochs", 4, "--alpha", 0.1, cwd=run.folder
+    )
+    done["label"] = child_json("label", run.atoms, cwd=run.folder)
+    done["eval"] = inside_json("eval", run.atoms, "--rows", 20)
+    done["projector train"] = inside_json("projector", "train", run.atoms, "--steps", 2)
+    done["projector eval"] = inside_json("projector", "eval", run.atoms, "--rows", 6)
+    return run
+
+
+def assert_metrics(value: dict[str, Any], names: set[str]) -> None:
+    metrics = value["metrics"]
+    assert names <= set(metrics)
+    for name, metric in metrics.items():
+        assert set(metric) >= METRIC, name
+        assert metric["better"] in ("higher", "lower") and metric["unit"] and isinstance(metric["n"], int)
+        assert metric["value"] is None or isinstance(metric["value"], float | int)
+
+
+def test_harvest(ran: Pipeline) -> None:
+    value = ran.printed["harvest"]
+    assert value["rows"] == 96 and value["tokens"] > 0 and value["tokens_per_second"] > 0
+    assert value["out"] == str(ran.store)
+
+
+def test_store_info(ran: Pipeline) -> None:
+    value = inside_json("store", "info", ran.store)
+    assert value["rows"] == value["examples"] == 96 and value["d"] == 32 and value["complete"] is True
+    assert value["hooks"] == ["blocks.1.hook_resid_post"] and value["bytes"] > 0
+
+
+def test_fit(ran: Pipeline) -> None:
+    value = ran.printed["fit"]
+    assert value["n_atoms"] == 6
+    assert_metrics(value, {"l0", "fvu", "dead_share", "coherence", "stability"})
+    left = {p.name for p in ran.folder.iterdir()}
+    assert left == {"facts.gstore", "facts.atoms"}
+
+
+def test_fit_topk(ran: Pipeline, tmp_path: Path) -> None:
+    out = tmp_path / "topk.atoms"
+    args = ("fit", ran.store, "-o", out, "--method", "topk", "--n-atoms", 6, "--k", 2, "--epochs", 2)
+    assert_metrics(inside_json(*args), {"l0", "fvu"})
+    assert len(inside_json("ls", out)["atoms"]) == 6
+
+
+def test_label(ran: Pipeline) -> None:
+    value = ran.printed["label"]
+    assert value["labelled"] + value["failed"] == 6 and value["labelled"] > 0
+
+
+def test_eval(ran: Pipeline) -> None:
+    value = ran.printed["eval"]
+    assert_metrics(value, {"l0", "fvu", "dead_share", "step_recovered", "coherence", "stability", "real_share"})
+    assert value["seconds"] > 0 and value["peak_memory_bytes"] > 0
+    assert value["metrics"]["step_recovered"]["n"] <= 20
+
+
+def test_projector(ran: Pipeline) -> None:
+    trained = ran.printed["projector train"]
+    assert trained["rows"] > 0 and trained["first_loss"] > 0 and trained["last_loss"] > 0
+    value = ran.printed["projector eval"]
+    names = {"decoupled_exact", "decoupled_concept_accuracy", "context_capture", "noise_false_positives"}
+    assert_metrics(value, names)
+    assert value["seconds"] > 0 and value["peak_memory_bytes"] > 0
+
+
+def test_describe(ran: Pipeline) -> None:
+    args = ("describe", ran.atoms, "--prompt", "The capital of France is", "--target", " Paris")
+    value = inside_json(*args, "--foil", " Rome", "--context", "Two plus two is")
+    assert set(value) >= {"text", "terms", "code_terms", "norm", "confidence", "pressure"}
+    assert value["norm"] > 0 and 0 <= value["confidence"] <= 1 and isinstance(value["pressure"], bool)
+    for term in value["terms"] + value["code_terms"]:
+        assert set(term) >= {"atom", "label", "weight"}
+    assert "the model says:" in inside(*args)
+
+
+@pytest.mark.parametrize("sort", ["atom", "density", "coherence", "label"])
+def test_ls(ran: Pipeline, sort: str) -> None:
+    rows = inside_json("ls", ran.atoms, "--sort", sort)["atoms"]
+    assert sorted(r["atom"] for r in rows) == list(range(6))
+    assert all(set(r) >= ATOM for r in rows)
+    if sort in ("density", "coherence"):
+        values = [r[sort] for r in rows if r[sort] is not None]
+        assert values == sorted(values, reverse=True)
+    assert len(inside_json("ls", ran.atoms, "--limit", 2)["atoms"]) == 2
+
+
+def test_show_and_search(ran: Pipeline) -> None:
+    labelled = next(r for r in inside_json("ls", ran.atoms)["atoms"] if r["label"])
+    page = inside_json("show", ran.atoms, labelled["atom"])
+    assert set(page) >= ATOM and page["label"] == labelled["label"]
+    assert page["examples"] and len(page["neighbours"]) == 5
+    found = inside_json("search", ran.atoms, page["label"].split()[-1])
+    assert labelled["atom"] in [r["atom"] for r in found["atoms"]]
+    assert inside_json("search", ran.atoms, "xyzzy-no-such-word")["atoms"] == []
+    assert "no atom matches" in inside("search", ran.atoms, "xyzzy-no-such-word")
+
+
+def test_steer(ran: Pipeline) -> None:
+    value = child_json("steer", ran.atoms, 0, "The capital of France is", "--max-tokens", 4, cwd=ran.folder)
+    assert set(value) >= {"alpha", "kl", "plain", "steered"}
+    assert value["alpha"] > 0 and value["kl"] == pytest.approx(0.5, rel=0.15)
+    given = inside_json("steer", ran.atoms, 0, "The capital", "--alpha=-0.25", "--max-tokens", 2)
+    assert given["alpha"] == -0.25
+
+
+def test_people_can_read_it(ran: Pipeline) -> None:
+    assert "rows" in inside("store", "info", ran.store)
+    for command in (("ls", ran.atoms), ("show", ran.atoms, 0), ("steer", ran.atoms, 0, "The", "--max-tokens", 2)):
+        text = inside(*command)
+        assert text.strip() and not text.lstrip().startswith("{")
+
+
+def test_harvest_resumes(ran: Pipeline) -> None:
+    again = inside_json("harvest", ran.corpus, "--model", ran.model, "-o", ran.store, "--resume")
+    assert again["rows"] == 0
+    assert inside_json("store", "info", ran.store)["rows"] == 96
+
+
+Refused = Callable[[Pipeline, Path], tuple[list[object], list[str]]]
+"""From the pipeline and an empty folder: the arguments, and what the one line must say."""
+
+REFUSED: dict[str, Refused] = {}
+
+
+def refused(function: Refused) -> Refused:
+    """Register a command line that must be refused under the function's name."""
+    REFUSED[function.__name__] = function
+    return function
+
+
+def harvest_args(ran: Pipeline, examples: object = None, *more: object) -> list[object]:
+    return ["harvest", ran.corpus if examples is None else examples, "--model", ran.model, "-o", "new.gstore", *more]
+
+
+def corpus_of(folder: Path, text: str) -> Path:
+    """A jsonl file outside the folder in which the command runs."""
+    path = folder.parent / f"{folder.name}.jsonl"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def copy_of(ran: Pipeline, folder: Path, *without: str) -> Path:
+    """The atoms folder less some files, outside the folder in which the command runs."""
+    return shutil.copytree(ran.atoms, folder.parent / f"{folder.name}.atoms", ignore=shutil.ignore_patterns(*without))
+
+
+@refused
+def missing_examples(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return harvest_args(ran, "nowhere.jsonl"), ["nowhere.jsonl", "builtin:corrections"]
+
+
+@refused
+def unknown_corpus(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return harvest_args(ran, "builtin:nothing"), ["builtin:corrections"]
+
+
+@refused
+def malformed_line(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    path = corpus_of(folder, '{"prompt": "a", "target": " b"}\n{"prompt": "a", "tar\n')
+    return harvest_args(ran, path), [str(path), "line 2", "malformed JSON"]
+
+
+@refused
+def missing_field(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    path = corpus_of(folder, '\n{"prompt": "a"}\n')
+    return harvest_args(ran, path), [str(path), "line 2", "'target'"]
+
+
+@refused
+def empty_corpus(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    path = corpus_of(folder, "\n")
+    return harvest_args(ran, path), [str(path), "at least one example"]
+
+
+@refused
+def no_foils(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    path = corpus_of(folder, '{"prompt": "a", "target": " b"}\n')
+    return harvest_args(ran, path, "--objective", "contrast"), ["foil", "example 1"]
+
+
+@refused
+def too_long_a_target(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    path = corpus_of(folder, json.dumps({"prompt": "a", "target": " b" * 600}) + "\n")
+    return harvest_args(ran, path), ["example 1", "512 tokens"]
+
+
+@refused
+def unknown_hook(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    expected = ["blocks.99.hook_resid_post", "blocks.0.hook_resid_post", "blocks.3.hook_resid_post", "model.layers.0"]
+    return harvest_args(ran, None, "--hook", "blocks.99.hook_resid_post"), expected
+
+
+@refused
+def unknown_objective(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return harvest_args(ran, None, "--objective", "mse"), ["nll", "contrast", "'mse'"]
+
+
+@refused
+def hub_without_network(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    args = ["harvest", ran.corpus, "--model", "nobody/no-such-model", "-o", "new.gstore"]
+    return args, ["nobody/no-such-model", "network"]
+
+
+@refused
+def existing_store(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    args = ["harvest", ran.corpus, "--model", ran.model, "-o", ran.store]
+    return args, [str(ran.store), "exists", "--resume"]
+
+
+@refused
+def resume_with_other_examples(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    args = ["harvest", ran.corpus, "--model", ran.model, "-o", ran.store, "--resume", "--limit", 5]
+    return args, [str(ran.store)]
+
+
+@refused
+def existing_atoms(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["fit", ran.store, "-o", ran.atoms], [str(ran.atoms), "exists"]
+
+
+@refused
+def missing_store(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["store", "info", "nowhere.gstore"], ["nowhere.gstore"]
+
+
+@refused
+def a_folder_that_is_no_store(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["fit", ran.model, "-o", "new.atoms"], [str(ran.model)]
+
+
+@refused
+def unknown_method(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["fit", ran.store, "-o", "new.atoms", "--method", "kmeans"], ["online", "topk", "'kmeans'"]
+
+
+@refused
+def setting_of_another_method(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["fit", ran.store, "-o", "new.atoms", "--method", "online", "--k", 4], ["online", "k"]
+
+
+@refused
+def hook_that_the_store_lacks(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    args = ["fit", ran.store, "-o", "new.atoms", "--hook", "blocks.3.hook_resid_post"]
+    return args, ["blocks.3.hook_resid_post", "blocks.1.hook_resid_post"]
+
+
+@refused
+def missing_atoms(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["ls", "nowhere.atoms"], ["nowhere.atoms", "atoms fit"]
+
+
+@refused
+def no_such_atom(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["show", ran.atoms, 6], ["from 0 to 5", "6"]
+
+
+@refused
+def unknown_sort(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["ls", ran.atoms, "--sort", "size"], ["density", "'size'"]
+
+
+@refused
+def unknown_teacher(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["label", ran.atoms, "--teacher", "oracle"], ["rule", "'oracle'"]
+
+
+@refused
+def training_before_labels(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    atoms = copy_of(ran, folder, "labels.jsonl", "projector")
+    return ["projector", "train", atoms, "--steps", 1], [str(atoms), "atoms label"]
+
+
+@refused
+def describing_before_training(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    args = ["describe", copy_of(ran, folder, "projector"), "--prompt", "a", "--target", " b"]
+    return args, ["atoms projector train"]
+
+
+@refused
+def strength_that_is_no_number(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["steer", ran.atoms, 0, "The", "--alpha", "strong"], ["--alpha", "'strong'"]
+
+
+@refused
+def demo_in_a_foreign_folder(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    args = ["demo", "--out", ran.folder, "--model", ran.model, "--examples", ran.corpus]
+    return args, [str(ran.folder), "--out"]
+
+
+def listing(*folders: Path) -> list[tuple[str, int, int]]:
+    """Every path below ``folders`` with its size and time of change."""
+    found = []
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            stat = path.stat()
+            found.append((str(path), stat.st_size if path.is_file() else 0, stat.st_mtime_ns))
+    return found
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], said: list[str]) -> None:
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.endswith("\n"), done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    for text in said:
+        assert text in done.stderr
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_refused_in_one_line(ran: Pipeline, tmp_path: Path, case: Refused) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    args, said = case(ran, folder)
+    before = listing(ran.folder, tmp_path)
+    assert_one_line(child(*args, cwd=folder), said)
+    assert listing(ran.folder, tmp_path) == before
+
+
+def test_nan_weights_leave_no_store(ran: Pipeline, nan_folder: Path, tmp_path: Path) -> None:
+    done = child("harvest", ran.corpus, "--model", nan_folder, "-o", "new.gstore", cwd=tmp_path)
+    assert_one_line(done, ["NaN", "example 1"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["resume", "describe", "steer", "projector"])
+def test_another_model_is_refused(ran: Pipeline, other_folder: Path, tmp_path: Path, command: str) -> None:
+    args: list[object] = {
+        "resume": ["harvest", ran.corpus, "-o", ran.store, "--resume"],
+        "describe": ["describe", ran.atoms, "--prompt", "a", "--target", " b"],
+        "steer": ["steer", ran.atoms, 0, "The"],
+        "projector": ["projector", "train", ran.atoms],
+    }[command]
+    before = listing(ran.folder)
+    assert_one_line(child(*args, "--model", other_folder, cwd=tmp_path), ["model"])
+    assert listing(ran.folder) == before
+
+
+def test_a_store_of_another_model_is_refused(ran: Pipeline, other_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.gstore"
+    inside("harvest", ran.corpus, "--model", other_folder, "-o", other, "--limit", 30)
+    before = listing(ran.folder)
+    assert_one_line(child("eval", ran.atoms, "--store", other, cwd=tmp_path), ["model"])
+    assert listing(ran.folder) == before
+
+
+def test_eval_on_another_store_of_the_same_model(ran: Pipeline, tmp_path: Path) -> None:
+    other, before = tmp_path / "again.gstore", (ran.atoms / "metrics.json").read_bytes()
+    inside("harvest", ran.corpus, "--model", ran.model, "-o", other, "--limit", 40)
+    assert_metrics(inside_json("eval", ran.atoms, "--store", other, "--rows", 10), {"l0", "fvu", "step_recovered"})
+    assert (ran.atoms / "metrics.json").read_bytes() == before
+
+
+def test_an_interruption_is_one_line(ran: Pipeline, tmp_path: Path) -> None:
+    code = """
+import gradatoms.dictionary.io as io
+from gradatoms_cli.main import main
+def interrupted(path):
+    raise KeyboardInterrupt
+io.load_atoms = interrupted
+main()
+"""
+    done = child("ls", ran.atoms, cwd=tmp_path, code=code)
+    assert done.returncode == 130 and done.stdout == ""
+    assert done.stderr.startswith("interrupted: ") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("args", [["nonsense"], ["harvest"], ["show", "x.atoms", "many"], ["ls", "x.atoms", "--nope"]])
+def test_wrong_usage_exits_with_2(tmp_path: Path, args: list[str]) -> None:
+    done = child(*args, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "Traceback" not in done.stderr and "Usage:" in done.stderr
+
+
+def test_every_help_works_without_the_heavy_imports(tmp_path: Path) -> None:
+    code = """
+import json, sys
+import typer
+from typer.testing import CliRunner
+from gradatoms_cli.main import app
+def walk(command, path):
+    yield path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from walk(inner, [*path, name])
+codes = {" ".join(p): CliRunner().invoke(app, [*p, "--help"]).exit_code for p in walk(typer.main.get_command(app), [])}
+heavy = [m for m in ("torch", "transformers", "sae_lens", "numpy", "scipy", "sklearn", "h5py", "numba", "matplotlib") if m in sys.modules]
+print(json.dumps({"codes": codes, "heavy": heavy}))
+"""
+    done = child(cwd=tmp_path, code=code)
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert set(value["codes"]) >= {"", "store", "projector", *COMMANDS}
+    assert set(value["codes"].values()) == {0}
+    assert value["heavy"] == []
+
+
+def test_control_characters_are_shown_not_obeyed(ran: Pipeline, tmp_path: Path) -> None:
+    atoms = shutil.copytree(ran.atoms, tmp_path / "coloured.atoms")
+    record = {"atom": 0, "label": "\x1b[31mred\x07", "sentence": "\x1b[2J", "confidence": 1.0, "teacher": "rule-1"}
+    with (atoms / "labels.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    for text in (inside("ls", atoms), inside("show", atoms, 0)):
+        assert "\x1b" not in text and "\x07" not in text and "\\x1b[31mred" in text
+    assert inside_json("show", atoms, 0)["label"] == record["label"]
+
+
+def test_prompts_of_any_script_survive_the_terminal(ran: Pipeline, tmp_path: Path) -> None:
+    text = "naïve 🧪 日本"
+    done = child("describe", ran.atoms, "--prompt", text, "--target", " ça", "--context", text, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the model says:" in done.stdout
