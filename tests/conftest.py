@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from gradatoms.examples import Example, read_examples
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from gradatoms.examples import Example, read_examples
 
 
 def save_small_model(folder: Path, *, seed: int = 0, nan: bool = False) -> Path:

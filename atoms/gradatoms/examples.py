@@ -59,7 +59,7 @@ def read_examples(source: str | Path, *, limit: int | None = None) -> list[Examp
                 f"expected a jsonl file of examples, found nothing at {path}; check the path, or use builtin:corrections"
             )
         text, shown = _read_text(path), str(path)
-    examples = list(parse_jsonl(text.splitlines(), shown))
+    examples = list(parse_jsonl(text.split("\n"), shown))
     if not examples:
         raise ExampleError(
             f"expected at least one example in {shown}, found none; each line is a JSON object with prompt and target"
@@ -105,13 +105,23 @@ def example_from_record(record: dict[str, Any], where: str) -> Example:
             raise ExampleError(
                 f"{where}, field {name!r}: expected a non-empty string, got {came}; fix or remove the line"
             )
+        if not _is_utf8(value):
+            raise ExampleError(f"{where}, field {name!r}: expected text, got a lone surrogate; fix or remove the line")
         values[name] = value
-    meta = record.get("meta") or {}
+    meta = {} if record.get("meta") is None else record["meta"]
     if not isinstance(meta, dict) or not all(isinstance(v, str) for v in meta.values()):
         raise ExampleError(
             f"{where}, field 'meta': expected an object of strings, got {repr(meta)[:60]}; fix or remove the line"
         )
     return Example(**values, meta=meta)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _builtin(source: str) -> str:

@@ -140,7 +140,8 @@ def generate_tail(
                 nodes[row] = nodes[row].next[chosen]
             if chosen != stop:
                 ids[row].append(chosen)
-                going.append(i)
+                if nodes[row] is None or nodes[row].next:
+                    going.append(i)
         if not going or step + 1 == max_tokens:
             break
         keep = torch.tensor(going, device=rows.device)

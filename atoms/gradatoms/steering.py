@@ -69,7 +69,9 @@ def calibrate(loaded: LoadedModel, atom: Atom, prompts: Sequence[str], *, kl: fl
     Raises:
         ConfigError: ``kl`` is not positive.
     """
-    if kl <= 0:
+    if not prompts:
+        raise ConfigError("expected at least one prompt to calibrate on, got none")
+    if not kl > 0:
         raise ConfigError(f"expected a KL budget above 0 nats, got {kl}")
     low, high = 0.0, 0.05
     while effect(loaded, atom, prompts, high) < kl:

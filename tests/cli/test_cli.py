@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from gradatoms_cli.main import app
 from typer.testing import CliRunner
 
+from gradatoms_cli.main import app
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
 MAIN = "from gradatoms_cli.main import main; main()"
-COMMANDS = (
-    "demo|harvest|store info|fit|eval|label|ls|show|search|describe|projector train|projector eval|steer".split("|")
+COMMANDS = "demo|harvest|store info|fit|eval|label|ls|show|search|describe|projector train|projector eval|steer".split(
+    "|"
 )
 METRIC = {"value", "null", "unit", "better", "n"}
 ATOM = {"atom", "label", "verdict", "density", "coherence", "promoted", "demoted", "scores"}
@@ -35,15 +37,60 @@ def one_thread() -> Iterator[None]:
 
 
 def child(*args: object, cwd: Path, code: str = MAIN) -> subprocess.CompletedProcess[str]:
-    """``atoms`` with ``args`` in a process of its own."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    """``atoms`` with ``args`` in a new interpreter."""
     command = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, encoding="utf-8", timeout=300)
+    return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, encoding="utf-8", timeout=300)
 
 
-def child_json(*args: object, cwd: Path) -> dict[str, Any]:
-    """The JSON document that ``atoms … --json`` prints, and nothing else, on stdout."""
-    done = child(*args, "--json", cwd=cwd)
+class Forks:
+    """Runs ``main()`` in a process of its own for each call, forked from one that has imported the libraries already."""
+
+    code = """
+import gc, json, os, sys
+import gradatoms.demo, sae_lens, transformers.models.auto.modeling_auto, transformers.models.llama.modeling_llama
+from gradatoms_cli.main import main
+gc.freeze()
+for line in sys.stdin:
+    job = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        for number, path, flags in (0, os.devnull, os.O_RDONLY), (1, job["out"], os.O_WRONLY), (2, job["err"], os.O_WRONLY):
+            os.dup2(os.open(path, flags), number)
+        os.chdir(job["cwd"])
+        sys.argv = ["atoms", *job["args"]]
+        main()
+        sys.exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+    def __init__(self, folder: Path) -> None:
+        self.out, self.err = folder / "stdout", folder / "stderr"
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen([sys.executable, "-c", self.code], env=ENV, stdin=pipe, stdout=pipe, text=True)
+
+    def __call__(self, *args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+        self.out.write_text("")
+        self.err.write_text("")
+        assert self.process.stdin and self.process.stdout
+        job = {"args": [str(a) for a in args], "cwd": str(cwd), "out": str(self.out), "err": str(self.err)}
+        print(json.dumps(job), file=self.process.stdin, flush=True)
+        code = int(self.process.stdout.readline())
+        out, err = (path.read_text(encoding="utf-8") for path in (self.out, self.err))
+        return subprocess.CompletedProcess(job["args"], code, out, err)
+
+
+@pytest.fixture(scope="session")
+def fork(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """``atoms`` in a process of its own, without waiting for imports each time."""
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    with forks.process:
+        yield forks
+        assert forks.process.stdin
+        forks.process.stdin.close()
+
+
+def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The JSON document that ``atoms … --json`` has printed, and nothing else, on stdout."""
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert isinstance(value, dict)
@@ -83,18 +130,19 @@ class Pipeline:
 
 
 @pytest.fixture(scope="session")
-def ran(small_folder: Path, small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """harvest, fit and label in processes of their own, as a user runs them; then projector train and eval."""
+def ran(fork: Forks, small_folder: Path, small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """Every step that writes, each in a process of its own, as a user runs them."""
     run = Pipeline(tmp_path_factory.mktemp("pipeline"), small_corpus, small_folder, {})
-    done = run.printed
-    done["harvest"] = child_json("harvest", run.corpus, "--model", run.model, "-o", run.store, cwd=run.folder)
-    done["fit"] = child_json(
-        "fit", run.store, "-o", run.atoms, "--n-atoms", 6, "--epochs", 4, "--alpha", 0.1, cwd=run.folder
-    )
-    done["label"] = child_json("label", run.atoms, cwd=run.folder)
-    done["eval"] = inside_json("eval", run.atoms, "--rows", 20)
-    done["projector train"] = inside_json("projector", "train", run.atoms, "--steps", 2)
-    done["projector eval"] = inside_json("projector", "eval", run.atoms, "--rows", 6)
+    steps: dict[str, list[object]] = {
+        "harvest": ["harvest", run.corpus, "--model", run.model, "-o", run.store],
+        "fit": ["fit", run.store, "-o", run.atoms, "--n-atoms", 6, "--epochs", 4, "--alpha", 0.1],
+        "label": ["label", run.atoms],
+        "eval": ["eval", run.atoms, "--rows", 20],
+        "projector train": ["projector", "train", run.atoms, "--steps", 2],
+        "projector eval": ["projector", "eval", run.atoms, "--rows", 6],
+    }
+    for name, args in steps.items():
+        run.printed[name] = document(fork(*args, "--json", cwd=run.folder))
     return run
 
 
@@ -188,7 +236,8 @@ def test_show_and_search(ran: Pipeline) -> None:
 
 
 def test_steer(ran: Pipeline) -> None:
-    value = child_json("steer", ran.atoms, 0, "The capital of France is", "--max-tokens", 4, cwd=ran.folder)
+    args = ("steer", ran.atoms, 0, "The capital of France is", "--max-tokens", 4, "--json")
+    value = document(child(*args, cwd=ran.folder))
     assert set(value) >= {"alpha", "kl", "plain", "steered"}
     assert value["alpha"] > 0 and value["kl"] == pytest.approx(0.5, rel=0.15)
     given = inside_json("steer", ran.atoms, 0, "The capital", "--alpha=-0.25", "--max-tokens", 2)
@@ -399,23 +448,23 @@ def assert_one_line(done: subprocess.CompletedProcess[str], said: list[str]) -> 
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
-def test_refused_in_one_line(ran: Pipeline, tmp_path: Path, case: Refused) -> None:
+def test_refused_in_one_line(fork: Forks, ran: Pipeline, tmp_path: Path, case: Refused) -> None:
     folder = tmp_path / "here"
     folder.mkdir()
     args, said = case(ran, folder)
     before = listing(ran.folder, tmp_path)
-    assert_one_line(child(*args, cwd=folder), said)
+    assert_one_line(fork(*args, cwd=folder), said)
     assert listing(ran.folder, tmp_path) == before
 
 
-def test_nan_weights_leave_no_store(ran: Pipeline, nan_folder: Path, tmp_path: Path) -> None:
-    done = child("harvest", ran.corpus, "--model", nan_folder, "-o", "new.gstore", cwd=tmp_path)
+def test_nan_weights_leave_no_store(fork: Forks, ran: Pipeline, nan_folder: Path, tmp_path: Path) -> None:
+    done = fork("harvest", ran.corpus, "--model", nan_folder, "-o", "new.gstore", cwd=tmp_path)
     assert_one_line(done, ["NaN", "example 1"])
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["resume", "describe", "steer", "projector"])
-def test_another_model_is_refused(ran: Pipeline, other_folder: Path, tmp_path: Path, command: str) -> None:
+def test_another_model_is_refused(fork: Forks, ran: Pipeline, other_folder: Path, tmp_path: Path, command: str) -> None:
     args: list[object] = {
         "resume": ["harvest", ran.corpus, "-o", ran.store, "--resume"],
         "describe": ["describe", ran.atoms, "--prompt", "a", "--target", " b"],
@@ -423,15 +472,15 @@ def test_another_model_is_refused(ran: Pipeline, other_folder: Path, tmp_path: P
         "projector": ["projector", "train", ran.atoms],
     }[command]
     before = listing(ran.folder)
-    assert_one_line(child(*args, "--model", other_folder, cwd=tmp_path), ["model"])
+    assert_one_line(fork(*args, "--model", other_folder, cwd=tmp_path), ["model"])
     assert listing(ran.folder) == before
 
 
-def test_a_store_of_another_model_is_refused(ran: Pipeline, other_folder: Path, tmp_path: Path) -> None:
+def test_a_store_of_another_model_is_refused(fork: Forks, ran: Pipeline, other_folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.gstore"
     inside("harvest", ran.corpus, "--model", other_folder, "-o", other, "--limit", 30)
     before = listing(ran.folder)
-    assert_one_line(child("eval", ran.atoms, "--store", other, cwd=tmp_path), ["model"])
+    assert_one_line(fork("eval", ran.atoms, "--store", other, cwd=tmp_path), ["model", "store"])
     assert listing(ran.folder) == before
 
 
@@ -495,8 +544,8 @@ def test_control_characters_are_shown_not_obeyed(ran: Pipeline, tmp_path: Path) 
     assert inside_json("show", atoms, 0)["label"] == record["label"]
 
 
-def test_prompts_of_any_script_survive_the_terminal(ran: Pipeline, tmp_path: Path) -> None:
+def test_prompts_of_any_script_survive_the_terminal(fork: Forks, ran: Pipeline, tmp_path: Path) -> None:
     text = "naïve 🧪 日本"
-    done = child("describe", ran.atoms, "--prompt", text, "--target", " ça", "--context", text, cwd=tmp_path)
+    done = fork("describe", ran.atoms, "--prompt", text, "--target", " ça", "--context", text, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "the model says:" in done.stdout

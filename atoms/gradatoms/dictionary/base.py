@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
 from gradatoms.dictionary.coding import Codes
 from gradatoms.errors import ConfigError
+
+C = TypeVar("C", bound="FitConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class FitConfig(ABC):
         return {"method": self.method} | {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls: type[C], values: Mapping[str, Any]) -> C:
         """A checked config; unknown keys are refused.
 
         Raises:
@@ -95,6 +97,9 @@ class Atoms:
         if not 0 <= index < len(self):
             raise ConfigError(f"expected an atom from 0 to {len(self) - 1}, got {index}")
         return Atom(index, self.hook, self.W_dec[index])
+
+    def __iter__(self) -> Iterator[Atom]:
+        return (self[i] for i in range(len(self)))
 
     def center(self, pushes: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
         """Pushes minus ``b_dec``."""

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array, csr_array
 
 Codes: TypeAlias = csr_array
 
@@ -70,7 +70,7 @@ def leading(codes: Codes) -> np.ndarray:
     ], dtype=np.int64)  # fmt: skip
 
 
-def top_rows(codes: Codes, atom: int, n: int) -> np.ndarray:
+def top_rows(codes: Codes | csc_array, atom: int, n: int) -> np.ndarray:
     """Row numbers where ``atom`` is most active, strongest first, at most ``n``; rows without it are left out."""
     column = codes.tocsc()[:, [atom]] if codes.format != "csc" else codes[:, [atom]]
     order = np.argsort(-column.data, kind="stable")[:n]

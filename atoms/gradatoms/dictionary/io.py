@@ -25,6 +25,8 @@ from gradatoms.dictionary.sae import TopKCoder
 from gradatoms.errors import AtomsFormatError
 
 FORMAT_VERSION = 1
+SAELENS_FORMAT = "6.0.0"
+"""SAELens drops the metadata of configs that do not name a version from 6 on."""
 SIGN = "push = -gradient/norm: +atom lowers the loss of the examples it is active on; codes are non-negative"
 
 
@@ -44,6 +46,7 @@ def save_atoms(atoms: Atoms, path: str | Path) -> Atoms:
         "reshape_activations": "none",
     }
     metadata = {
+        "sae_lens_version": SAELENS_FORMAT,
         "hook_name": atoms.hook,
         "model_name": atoms.config.get("model", {}).get("name"),
         "input_kind": "activation_gradient",
@@ -103,7 +106,7 @@ def load_atoms(path: str | Path) -> Atoms:
         raise
     except Exception as error:  # every reader has its own errors for damaged bytes
         raise AtomsFormatError(
-            f"expected a complete .atoms folder at {path}, got {type(error).__name__}: {error}; fit again"
+            f"expected a complete .atoms folder at {path}, got {type(error).__name__}: {' '.join(str(error).split())}; fit again"
         ) from error
     return Atoms(W_dec, b_dec, coder, hook, config, path)
 

@@ -28,7 +28,7 @@ class Pushes:
         source: Store | Float[np.ndarray, "N D"],
         *,
         hook: str | None = None,
-        rows: Int[np.ndarray, " N"] | None = None,
+        rows: Int[np.ndarray, " R"] | None = None,
     ) -> None:
         if isinstance(source, Store):
             if hook is None:

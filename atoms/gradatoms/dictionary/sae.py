@@ -37,6 +37,8 @@ class TopKConfig(FitConfig):
         super().__post_init__()
         if not 1 <= self.k <= self.n_atoms:
             raise ConfigError(f"expected k from 1 to n_atoms ({self.n_atoms}), got {self.k}")
+        if not 0 < self.lr < float("inf"):
+            raise ConfigError(f"expected lr (a learning rate) above 0, got {self.lr}")
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,8 @@ def tokenize(
         raise ConfigError(f"expected an objective of {', '.join(OBJECTIVES)}, got {objective!r}")
     if positions not in POSITIONS:
         raise ConfigError(f"expected positions of {', '.join(POSITIONS)}, got {positions!r}")
+    if not examples:
+        raise ExampleError("expected at least one example, got none; check the file and --limit")
     prompts = loaded.tokenizer([e.prompt for e in examples]).input_ids
     targets = _ids(loaded, [e.target for e in examples])
     foils: list[list[int]] = [[] for _ in examples]

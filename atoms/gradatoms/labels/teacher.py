@@ -64,7 +64,7 @@ class RuleTeacher(Teacher):
             return LabelFailure(evidence.atom, "no promoted word and no active example", self.version)
         ranked = sorted(scores, key=lambda w: (-scores[w], w))
         shared = shared_form([e.target for e in evidence.examples])
-        for count in range(self.words - bool(shared), MAX_WORDS + 1):
+        for count in range(self.words - bool(shared), MAX_WORDS - len(shared.split()) + 1):
             text = (f"{shared}: " if shared else "") + ", ".join(ranked[:count])
             if text not in taken or count >= len(ranked):
                 break
@@ -81,8 +81,8 @@ class RuleTeacher(Teacher):
         sentence += f", away from {', '.join(dict.fromkeys(against))}." if against else "."
         return Label(evidence.atom, unique, sentence, covered / weight if weight else 0.0, self.version)
 
-    def _scores(self, evidence: Evidence) -> Counter[str]:
-        scores: Counter[str] = Counter()
+    def _scores(self, evidence: Evidence) -> dict[str, float]:
+        scores: dict[str, float] = {}
         weight = sum(e.weight for e in evidence.examples)
         heads: dict[str, float] = {}
         for example in evidence.examples:
@@ -90,7 +90,7 @@ class RuleTeacher(Teacher):
             if word:
                 heads[word] = heads.get(word, 0.0) + example.weight / weight
         for word, share in heads.items():
-            scores[word] += share  # type: ignore[assignment]
+            scores[word] = scores.get(word, 0.0) + share
         for tokens, factor in ((evidence.promoted, 1.0), (evidence.neutral_promoted, 0.1)):
             mass = sum(t.delta_p for t in tokens if t.delta_p > 0)
             for token in tokens:
@@ -104,7 +104,7 @@ class RuleTeacher(Teacher):
                     word = text
                 else:
                     continue
-                scores[word] += factor * token.delta_p / mass  # type: ignore[assignment]
+                scores[word] = scores.get(word, 0.0) + factor * token.delta_p / mass
         return scores
 
 

@@ -35,7 +35,7 @@ def pieces(terms: Sequence[tuple[int, float]], labels: Mapping[int, str]) -> lis
 
 def compose(terms: Sequence[tuple[int, float]], labels: Mapping[int, str]) -> str:
     """The description of ``described_terms``: "mostly X; partly Y", or that there is no clear pressure."""
-    return "".join(pieces(terms, labels)).strip().removesuffix(".")
+    return "".join(pieces(terms, labels)).strip()[:-1]
 
 
 def parse(text: str, labels: Mapping[int, str], share: float) -> list[Term]:
@@ -45,11 +45,13 @@ def parse(text: str, labels: Mapping[int, str], share: float) -> list[Term]:
         share: weight of "mostly" when a second atom is named, from 0 to 1; a single atom has weight 1.
     """
     atoms = {label: atom for atom, label in labels.items()}
-    parts = text.strip().removesuffix(".").split("; ")
+    parts = text.strip().split("; ")
     weights = [1.0] if len(parts) == 1 else [share, *[(1 - share) / (len(parts) - 1)] * (len(parts) - 1)]
     terms: list[Term] = []
-    for part, weight in zip(parts, weights, strict=True):
-        label = part.removeprefix("mostly ").removeprefix("partly ").strip()
+    for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+        label = part.removeprefix("partly " if i else "mostly ").strip()
+        if label not in atoms:
+            label = label.removesuffix(".")
         if label in atoms and all(t.atom != atoms[label] for t in terms):
             terms.append(Term(atoms[label], label, weight))
     return terms
