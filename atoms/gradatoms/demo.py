@@ -55,6 +55,7 @@ class DemoConfig:
     limit: int | None = None
     n_atoms: int = 192
     projector_steps: int = 40
+    decoupling_rows: int = 120
     seed: int = 0
 
 
@@ -99,7 +100,9 @@ def run_demo(config: DemoConfig, *, progress: Progress = silent) -> DemoReport:
     steps = ProjectorConfig(steps=config.projector_steps, seed=config.seed)
     stages.run("projector", lambda: asdict(train_on_store(loaded, atoms, steps, progress=progress)))
     describer = Describer.open(loaded, atoms)
-    stages.run("decoupling", lambda: evaluate_decoupling(describer, progress=progress).to_dict())
+    stages.run(
+        "decoupling", lambda: evaluate_decoupling(describer, rows=config.decoupling_rows, progress=progress).to_dict()
+    )
     stages.run("showcase", lambda: _showcase(loaded, atoms, describer))
     values = _values(config, atoms, stages.done, len(examples)) | {
         "seconds": stages.seconds(),
@@ -139,13 +142,12 @@ class _Stages:
         else:
             self.done = {}
         self.settings = settings
-        config.out.mkdir(parents=True, exist_ok=True)
-        self._save()
 
     def run(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
         """Do ``work`` unless it is done; an interrupted stage goes on from its own artifacts."""
         if name in self.done:
             return
+        self._save()
         started = time.perf_counter()
         result = work()
         self.done[name] = {
@@ -162,6 +164,7 @@ class _Stages:
         return int(max(stage["peak_memory_bytes"] for stage in self.done.values()))
 
     def _save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, {"config": self.settings, "stages": self.done})
 
 
@@ -238,7 +241,7 @@ def _values(config: DemoConfig, atoms: Atoms, done: dict[str, Any], n_examples: 
     metrics |= {name: metric.to_dict() for name, metric in speeds.items()}
     store = open_store(atoms.config["store"]["path"])
     purity = _concept_purity(atoms)
-    rows = sorted(catalog(atoms), key=lambda r: (r["verdict"] != "real", -(r["density"] or 0)))
+    rows = sorted(catalog(atoms), key=lambda r: (r["verdict"] != "real", -(r["coherence"] or 0)))
     listed = [r | {"concept_purity": purity.get(r["atom"])} for r in rows]
     return {
         "metrics": metrics,
@@ -299,15 +302,16 @@ def _text(config: DemoConfig, values: dict[str, Any]) -> str:
         "",
         "![metrics](metrics.png)",
         "",
-        "## Ten atoms",
+        "## Ten atoms, spread evenly over the real ones by coherence",
         "",
         "| atom | label | promotes | concept (share of top held-out rows) | verdict |",
         "|---|---|---|---|---|",
     ]
-    for row in values["atoms"][:10]:
+    real = [row for row in values["atoms"] if row["verdict"] == "real"] or values["atoms"]
+    for row in [real[i * len(real) // 10] for i in range(10)] if len(real) >= 10 else real:
         purity = row["concept_purity"]
         concept = f"{purity['concept']} ({purity['share']:.0%} of {purity['rows']})" if purity else "–"
-        promoted = ", ".join(f"`{t.strip()}`" for t in row["promoted"][:6] if t.strip() and "`" not in t)
+        promoted = ", ".join(f"`{t.strip()}`" for t in row["promoted"][:6] if any(c.isalnum() for c in t))
         lines.append(f"| {row['atom']} | {_cell(row['label'])} | {_cell(promoted)} | {concept} | {row['verdict']} |")
     lines += [
         "",

@@ -43,9 +43,12 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         app()
-    except KeyboardInterrupt:
-        print("interrupted: nothing that was finished is lost; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:  # typer turns Ctrl-C into exit code 130
+        if stop.code == 130:
+            print(
+                "interrupted: nothing that was finished is lost; run the same command again to go on", file=sys.stderr
+            )
+        raise
     except Exception as error:
         if not _expected(error):
             raise

@@ -34,7 +34,9 @@ def bars() -> Iterator[Progress]:
             for bar in current.values():
                 bar.close()
             current.clear()
-            current[stage] = tqdm(total=total, desc=stage, file=sys.stderr, leave=False, dynamic_ncols=True)
+            current[stage] = tqdm(
+                total=total, desc=stage, file=sys.stderr, disable=None, leave=False, dynamic_ncols=True
+            )
         bar = current[stage]
         bar.total = total
         bar.update(done - bar.n)
