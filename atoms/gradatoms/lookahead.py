@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch.nn import functional as F
 
 from gradatoms.gradients.residual import TokenSequence
-from gradatoms.hooking import edit_output
+from gradatoms.hooking import Edit, edit_output
 from gradatoms.models import HookSite, LoadedModel
 from gradatoms.prefix import Prefix, by_length, run_prefix, run_tail
 from gradatoms.progress import Progress, silent
@@ -101,7 +101,7 @@ def _last(loaded: LoadedModel, prefix: Prefix, rows: torch.Tensor, ids: torch.Te
     return run_tail(loaded, prefix, rows, ids=ids[rows, -1:], at=at).float().log_softmax(-1)
 
 
-def _adder(direction_RD: torch.Tensor, alpha: float):  # type: ignore[no-untyped-def]
+def _adder(direction_RD: torch.Tensor, alpha: float) -> Edit:
     """An edit that steps the first position of each row by α‖h‖ along that row's direction."""
 
     def add(h: torch.Tensor) -> torch.Tensor:
