@@ -41,18 +41,18 @@ class ProjectorConfig:
     soft_tokens: int = 14
     """K."""
     hidden: int = 512
-    warm_epochs: int = 20
-    """Passes of the warm start, which needs no language model."""
+    warm_steps: int = 300
+    """Optimiser steps of the warm start, which needs no language model."""
     steps: int = 60
     """Optimiser steps through the frozen language model."""
     batch_size: int = 32
     lr: float = 1e-3
-    noise: float = 0.1
+    noise: float = 0.15
     """Share of rows whose push is replaced by Gaussian noise of the same norm; their description says there is no clear pressure."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("soft_tokens", "hidden", "steps", "batch_size"):
+        for name in ("soft_tokens", "hidden", "warm_steps", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"expected {name} of at least 1, got {getattr(self, name)}")
         if not 0 <= self.noise < 1:

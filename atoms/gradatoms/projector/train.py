@@ -173,7 +173,7 @@ def warm_start(
     )
     optimizer = torch.optim.AdamW(projector.parameters(), lr=2e-3, weight_decay=0.05)
     batch = min(256, len(x))
-    steps = config.warm_epochs * -(-len(x) // batch)
+    steps = config.warm_steps
     generator = torch.Generator().manual_seed(config.seed)
     recent: list[float] = []
     for step in range(steps):
