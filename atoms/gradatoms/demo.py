@@ -228,7 +228,9 @@ def _showcase(loaded: LoadedModel, atoms: Atoms, describer: Describer) -> dict[s
 def _values(config: DemoConfig, atoms: Atoms, done: dict[str, Any], n_examples: int) -> dict[str, Any]:
     gathered = done["harvest"]["result"]
     speed, loop = gathered["tokens_per_second"], gathered["loop_tokens_per_second"]
-    note = f"{gathered['dtype']}; null: one example at a time, whole backward, same run"
+    fidelity = gathered["fidelity"]
+    cosine = "" if fidelity is None else f" (lowest cosine to float32 in the first batch {fidelity:.4f})"
+    note = f"{gathered['dtype']}{cosine}; null: one example at a time, whole backward, same run"
     speeds = {
         "harvest_tokens_per_second": Metric(
             value=speed, null=loop, unit="tokens/s", better="higher", n=n_examples, note=note
@@ -249,7 +251,7 @@ def _values(config: DemoConfig, atoms: Atoms, done: dict[str, Any], n_examples: 
         "model": dict(store.header.model),
         "hook": atoms.hook,
         "n_atoms": len(atoms),
-        "harvest_fidelity": gathered["fidelity"],
+        "harvest_fidelity": fidelity,
         "atoms": listed,
         **done["showcase"]["result"],
         "stages": {name: stage["seconds"] for name, stage in done.items()},
