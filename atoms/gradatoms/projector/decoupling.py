@@ -115,7 +115,7 @@ def evaluate_decoupling(
         ),
         "decoupled_free": Metric(
             value=right(free_run), null=right(shuffled), unit="share of rows", better="higher", n=n,
-            note="the same without restricting what the model may write; null: shuffled gradients",
+            note="the same without restricting what the model may write; null: shuffled gradients, within the grammar",
         ),
         "context_capture": Metric(
             value=float(np.mean([_named(s) == lead[c] for s, c in zip(real, contexts, strict=True)])),
