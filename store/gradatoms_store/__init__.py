@@ -8,7 +8,8 @@ from gradatoms_store.errors import (
     StoreNotFoundError,
     StoreValueError,
 )
-from gradatoms_store.reader import Store, StoreInfo, open_store
+from gradatoms_store.info import StoreInfo
+from gradatoms_store.reader import Store, open_store, store_info
 from gradatoms_store.schema import (
     SCHEMA_VERSION,
     ExampleRecord,
@@ -36,4 +37,5 @@ __all__ = [
     "StoreValueError",
     "StoreWriter",
     "open_store",
+    "store_info",
 ]

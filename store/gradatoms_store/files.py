@@ -1,12 +1,10 @@
-"""Files that survive a kill: atomic writes, fsync of files and folders, one writer at a time."""
+"""Files that survive a kill: atomic writes, fsync of files and folders, locks that end with their process."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-
-from gradatoms_store.errors import StoreError
 
 if sys.platform != "win32":
     import fcntl
@@ -25,8 +23,7 @@ def fsync_path(path: Path) -> None:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Give a fully written partial file its name: fsync, rename, fsync of the folder."""
-    fsync_path(partial)
+    """Give a partial file that was written and fsynced its name, and fsync the folder."""
     os.replace(partial, final)
     fsync_path(final.parent)
 
@@ -34,25 +31,32 @@ def publish(partial: Path, final: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a small file atomically: the old content or the new is there after a kill, never a part."""
     partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(text, encoding="utf-8")
+    with open(partial, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     publish(partial, path)
 
 
-def lock_folder(path: Path) -> int:
-    """Take the writer's lock on a store's folder; it is released when the descriptor closes or the process dies.
+def try_lock(descriptor: int) -> bool:
+    """Take the exclusive lock of an open file, if nobody has it.
 
-    Returns:
-        The open descriptor that holds the lock.
-
-    Raises:
-        StoreError: another writer holds it.
+    The lock belongs to the open file, also within one process, and ends when the descriptor closes or the process dies,
+    however it dies. Where the system has no `flock`, every lock is free: keep to one writer there.
     """
-    descriptor = os.open(path, os.O_RDONLY)
     if sys.platform != "win32":
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(descriptor)
-            message = f"{path}: expected to be its only writer, found another one at work; wait for it or stop it"
-            raise StoreError(message) from None
-    return descriptor
+            return False
+    return True
+
+
+def try_share(descriptor: int) -> bool:
+    """Take a shared lock of an open file or folder, if nobody has the exclusive one."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

@@ -2,11 +2,15 @@
 
 It reads metadata only, never data through HDF5: a dataset passes when it is reached by hard links, holds its bytes
 contiguously inside the file, without filters, external or virtual storage, and has exactly the dtype and shape that
-header and sidecar demand. Data are then read from a memory map at the place found here.
+header and sidecar demand. Data are then read as plain bytes at the place found here.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +22,10 @@ import numpy as np
 from gradatoms_store.errors import StoreFormatError
 from gradatoms_store.layout import BlockSpec
 
+VIEW_FILE = "view.h5"
+VIEW_BYTES = 2**28
+_SOURCE = re.compile(r"shards/[0-9]{5,9}\.h5")
+
 
 @dataclass(frozen=True)
 class Place:
@@ -28,13 +36,24 @@ class Place:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
+    @property
+    def length_bytes(self) -> int:
+        """Bytes that the data take."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
-def inspect_shard(path: Path, blocks: Mapping[str, BlockSpec]) -> dict[str, Place]:
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Byte offset and length."""
+        return self.offset or 0, self.length_bytes
+
+
+def inspect_shard(path: Path, blocks: Mapping[str, BlockSpec], size_bytes: int) -> dict[str, Place]:
     """Check a shard file's structure.
 
     Args:
         path: the HDF5 file.
         blocks: dataset path to what it must be; anything else in the file is refused.
+        size_bytes: what the file's size must be.
 
     Returns:
         Dataset path to its place.
@@ -42,8 +61,10 @@ def inspect_shard(path: Path, blocks: Mapping[str, BlockSpec]) -> dict[str, Plac
     Raises:
         StoreFormatError: the reason, with file and dataset.
     """
-    size_bytes = path.stat().st_size
     try:
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != size_bytes:
+            _refuse(path, "/", f"a regular file of {size_bytes} bytes", f"{found.st_size} bytes or another kind")
         with h5py.File(path, "r", locking=False) as file:
             if file.userblock_size:
                 _refuse(path, "/", "no user block", f"one of {file.userblock_size} bytes")
@@ -105,9 +126,7 @@ def _dataset(path: Path, item: Any, name: str, spec: BlockSpec, size_bytes: int)
         attribute = _attribute(item)
         if attribute != spec.dtype_attribute.encode():
             _refuse(path, name, f"attribute dtype = {spec.dtype_attribute!r}", repr(attribute))
-    length_bytes = dtype.itemsize
-    for axis in shape:
-        length_bytes *= axis  # Python integers: an absurd declared shape cannot overflow
+    length_bytes = Place(None, shape, dtype).length_bytes  # of Python integers: an absurd shape cannot overflow
     if not length_bytes:
         return Place(None, shape, dtype)
     offset = item.get_offset()
@@ -132,3 +151,55 @@ def _attribute(item: Any) -> bytes | None:
 def _refuse(path: Path, name: str, expected: str, got: str) -> NoReturn:
     message = f"{path}: {name} expected {expected}, got {got}"
     raise StoreFormatError(f"{message}; the shard is damaged or not to be trusted: do not use it, ask for a clean copy")
+
+
+def inspect_view(path: Path) -> None:
+    """Check `view.h5` of the store at `path`, if there is one: other tools will open it, this package never does.
+
+    Every dataset must be plain, or virtual with sources in this store's `shards/` only.
+
+    Raises:
+        StoreFormatError: the reason, with file and dataset.
+    """
+    file = path / VIEW_FILE
+    if not os.path.lexists(file):
+        return
+    try:
+        found = os.lstat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > VIEW_BYTES:
+            _refuse(file, "/", f"a regular file of at most {VIEW_BYTES} bytes", f"{found.st_size} or another kind")
+        with h5py.File(file, "r", locking=False) as view:
+            _walk_view(file, view.id, "")
+    except StoreFormatError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        message = f"{file}: expected a readable HDF5 file, got an error ({reason:.200})"
+        raise StoreFormatError(f"{message}; delete it and run `atoms store view`") from error
+
+
+def _walk_view(file: Path, group: Any, prefix: str) -> None:
+    for name in group:
+        where = prefix + name.decode("utf-8", "replace")
+        if where.count("/") > 2:
+            _refuse(file, where, "groups two deep", "deeper ones")
+        if group.links.get_info(name).type != h5py.h5l.TYPE_HARD:
+            _refuse(file, where, "a hard link", "a soft or external link")
+        item = h5py.h5o.open(group, name)
+        if isinstance(item, h5py.h5g.GroupID):
+            _walk_view(file, item, where + "/")
+            continue
+        if not isinstance(item, h5py.h5d.DatasetID):
+            _refuse(file, where, "a dataset", type(item).__name__)
+        creation = item.get_create_plist()
+        if creation.get_nfilters() or creation.get_external_count():
+            _refuse(file, where, "no filters and no external storage", "one of them")
+        if item.get_type().get_class() not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT):
+            _refuse(file, where, "numbers", "another type")
+        if creation.get_layout() == h5py.h5d.VIRTUAL:
+            for number in range(creation.get_virtual_count()):
+                source = creation.get_virtual_filename(number)
+                if not _SOURCE.fullmatch(source):
+                    _refuse(file, where, "sources such as shards/00000.h5", repr(source)[:100])
+        elif creation.get_layout() != h5py.h5d.CONTIGUOUS:
+            _refuse(file, where, "virtual or contiguous storage", "chunked or compact storage")

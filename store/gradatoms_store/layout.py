@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,45 @@ class BlockSpec:
     """Value of the attribute `dtype`, set on bfloat16 directions only."""
 
 
-def expected_blocks(header: StoreHeader, rows: int, examples: int) -> dict[str, BlockSpec]:
-    """Dataset path to its spec, for a shard of `rows` rows and `examples` examples; a shard holds exactly these."""
+SEGMENT_BYTES = 2**21
+SEGMENT_ROWS = (16, 8192)
+"""Fewest and most rows of a segment."""
+
+
+def row_bytes(header: StoreHeader) -> int:
+    """Bytes of one row in a shard: its directions, norms and fields, without its example's texts."""
+    directions = sum(hook.d for hook in header.hooks) * np.dtype(DISK_DTYPE[header.dtype]).itemsize
+    return directions + 4 * len(header.hooks) + sum(np.dtype(dtype).itemsize for dtype in ROW_FIELDS.values())
+
+
+def segment_rows(header: StoreHeader) -> int:
+    """Rows of a segment, the unit in which rows are read and hashed.
+
+    A power of two, as many rows of the widest hook as fit SEGMENT_BYTES, within SEGMENT_ROWS. Only the writer of a shard
+    asks; a reader takes the number from the sidecar.
+    """
+    fitting = SEGMENT_BYTES // (max(hook.d for hook in header.hooks) * np.dtype(DISK_DTYPE[header.dtype]).itemsize)
+    low, high = SEGMENT_ROWS
+    return min(high, max(low, 1 << max(0, fitting.bit_length() - 1)))
+
+
+def segmented(header: StoreHeader) -> list[str]:
+    """Paths of the datasets that have one entry a row."""
+    hooks = [hook.name for hook in header.hooks]
+    return [*(f"gradients/{h}" for h in hooks), *(f"norms/{h}" for h in hooks), *(f"rows/{f}" for f in ROW_FIELDS)]
+
+
+def expected_blocks(
+    header: StoreHeader, rows: int, examples: int, text_bytes: Mapping[str, int] | None = None
+) -> dict[str, BlockSpec]:
+    """Dataset path to its spec, for a shard of `rows` rows and `examples` examples; a shard holds exactly these.
+
+    Args:
+        header: header of the store.
+        rows: n.
+        examples: m.
+        text_bytes: field of TEXT_FIELDS to the length of its `data`; None leaves the lengths open.
+    """
     attribute = "bfloat16" if header.dtype == "bfloat16" else None
     out: dict[str, BlockSpec] = {}
     for hook in header.hooks:
@@ -40,7 +77,7 @@ def expected_blocks(header: StoreHeader, rows: int, examples: int) -> dict[str, 
     out |= {f"rows/{field}": BlockSpec(dtype, (rows,)) for field, dtype in ROW_FIELDS.items()}
     out["examples/id"] = BlockSpec("<i8", (examples,))
     for field in TEXT_FIELDS:
-        out[f"examples/{field}/data"] = BlockSpec("|u1", (None,))
+        out[f"examples/{field}/data"] = BlockSpec("|u1", (text_bytes[field] if text_bytes else None,))
         out[f"examples/{field}/offsets"] = BlockSpec("<i8", (examples + 1,))
         if field in OPTIONAL_FIELDS:
             out[f"examples/{field}/present"] = BlockSpec("|u1", (examples,))
@@ -78,10 +115,10 @@ def _utf8_bytes(text: str) -> int:
     return len(text.encode())
 
 
-def shard_arrays(
+def row_arrays(
     units: Sequence[UnitRows], header: StoreHeader, permutation: NDArray[int64]
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The datasets of a shard, one at a time so that memory stays at the buffer plus one dataset.
+    """The datasets of a shard's rows, one at a time so that memory stays at the buffer plus one dataset.
 
     Args:
         units: the buffered units, n rows in all.
@@ -89,7 +126,7 @@ def shard_arrays(
         permutation: shape (n,); row i of the shard is buffered row `permutation[i]`.
 
     Yields:
-        Dataset path and array, as `expected_blocks` lists them.
+        Dataset path and array, in the order of `expected_blocks`.
     """
     for hook in header.hooks:
         name = hook.name
@@ -97,14 +134,17 @@ def shard_arrays(
         yield f"norms/{name}", _joined([unit.norms[name] for unit in units], permutation)
     for field in ROW_FIELDS:
         yield f"rows/{field}", _joined([unit.rows[field] for unit in units], permutation)
-    examples = [example for unit in units for example in unit.examples]
-    yield "examples/id", np.array([example.id for example in examples], "<i8")
+
+
+def example_arrays(examples: Sequence[ExampleRecord]) -> dict[str, NDArray[Any]]:
+    """The datasets of a shard's examples, dataset path to array, in the order of `expected_blocks`."""
+    out: dict[str, NDArray[Any]] = {"examples/id": np.array([example.id for example in examples], "<i8")}
     for field in TEXT_FIELDS:
         packed = pack_texts([getattr(example, field) for example in examples])
         if field not in OPTIONAL_FIELDS:
             del packed["present"]
-        for part, array in packed.items():
-            yield f"examples/{field}/{part}", array
+        out |= {f"examples/{field}/{part}": array for part, array in packed.items()}
+    return out
 
 
 def _joined(parts: Sequence[NDArray[Any]], permutation: NDArray[int64]) -> NDArray[Any]:

@@ -1,59 +1,146 @@
-"""The order of a shuffled pass: random, reproducible by seed, and close to sequential for the disk.
+"""The order of a pass over a store: which segments are read together, and in which order their rows are used.
 
-Shards come in random order, `MIX_SHARDS` of them open at a time; their blocks of `BLOCK_ROWS` neighbouring rows are
-mixed; some blocks together make a chunk, whose rows are permuted. As rows are permuted inside each shard when it is
-written, a block is itself a random sample of its shard.
+A pass is a sequence of chunks. A chunk is some segments' worth of rows that fit the buffer; its rows are used in a random
+order. Shards come in random order, a window of them at a time; the segments of a window are mixed. As rows are permuted
+inside each shard when it is written, a segment is itself a random sample of its shard. Everything here is row numbers;
+nothing depends on who reads, so any number of workers derive the same order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy import int64
+from numpy import float64, int64
 from numpy.typing import NDArray
 
-BLOCK_ROWS = 512
-MIX_SHARDS = 8
-CHUNK_ROWS = 16384
-CHUNK_BYTES = 64 * 2**20
-"""Bound on the float32 bytes of one chunk of gradients."""
+WINDOW_SHARDS = 8
+WINDOW_CHUNKS = 4
+"""Shards mixed at a time: at least WINDOW_SHARDS, and as many as fill WINDOW_CHUNKS chunks."""
 
 
-def chunk_rows(d: int) -> int:
-    """Rows of one chunk for gradients of width d: whole blocks, at least one, at most CHUNK_ROWS and CHUNK_BYTES."""
-    rows = min(CHUNK_ROWS, CHUNK_BYTES // (4 * d))
-    return max(BLOCK_ROWS, rows // BLOCK_ROWS * BLOCK_ROWS)
+@dataclass(frozen=True)
+class Piece:
+    """The rows that a pass takes from one segment."""
+
+    shard: int
+    """Number of the shard in the open store."""
+    low: int
+    """First row of the segment, in its shard."""
+    high: int
+    """Row after the last of the segment, in its shard."""
+    rows: NDArray[int64] | None
+    """Rows taken, in their shard, ascending, repeats included; None for all of the segment."""
+
+    def __len__(self) -> int:
+        return self.high - self.low if self.rows is None else len(self.rows)
 
 
-def shuffled_chunks(
-    starts: NDArray[int64], selected: NDArray[int64] | None, rng: np.random.Generator, rows: int
-) -> Iterator[NDArray[int64]]:
-    """One epoch: every selected row exactly once.
+@dataclass(frozen=True)
+class Chunk:
+    """Pieces that are in memory together."""
+
+    pieces: tuple[Piece, ...]
+    order: NDArray[int64] | None
+    """Permutation of the pieces' rows laid end to end, shape (rows,); None for the order as it is."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """One shard, as far as the order needs it."""
+
+    start: int
+    """Its first row in the open store."""
+    rows: int
+    segment_rows: int
+
+
+def weighted_rows(
+    selected: NDArray[int64] | None, weights: NDArray[float64], rng: np.random.Generator
+) -> NDArray[int64]:
+    """Rows drawn in proportion to their weights, by systematic resampling, ascending with repeats.
+
+    With m rows to choose from, row i comes floor(c_i + u) - floor(c_{i-1} + u) times, where c is the running sum of
+    m w_i / sum(w) and u is uniform on [0, 1): m w_i / sum(w) times on average, never off by one or more, m in all.
 
     Args:
-        starts: first global row of each shard and, last, the number of rows; shape (n_shards + 1,).
-        selected: global row numbers, ascending; None for all.
-        rng: source of the order.
-        rows: rows of a chunk, of about as many as this (`chunk_rows`).
-
-    Yields:
-        Global row numbers of one chunk in the order in which they are to be used, shape (at most rows + BLOCK_ROWS,).
+        selected: row numbers, ascending, shape (m,); None for all.
+        weights: one for each row of the store, >= 0, not all zero among the selected.
+        rng: source of u.
     """
-    bounds = starts if selected is None else np.searchsorted(selected, starts)
-    shards = rng.permutation(np.flatnonzero(np.diff(bounds)))
-    for first in range(0, len(shards), MIX_SHARDS):
-        blocks = [
-            (low, min(low + BLOCK_ROWS, int(bounds[shard + 1])))
-            for shard in shards[first : first + MIX_SHARDS].tolist()
-            for low in range(int(bounds[shard]), int(bounds[shard + 1]), BLOCK_ROWS)
-        ]
-        chunk: list[NDArray[int64]] = []
-        for number in rng.permutation(len(blocks)).tolist():
-            low, high = blocks[number]
-            chunk.append(np.arange(low, high) if selected is None else selected[low:high])
-            if sum(map(len, chunk)) >= rows:
-                yield rng.permutation(np.concatenate(chunk))
-                chunk = []
-        if chunk:
-            yield rng.permutation(np.concatenate(chunk))
+    chosen = weights if selected is None else weights[selected]
+    total = np.cumsum(chosen, dtype=np.float64)
+    marks = np.floor(total * (len(chosen) / total[-1]) + rng.random()).astype(int64)
+    marks[-1] = min(marks[-1], len(chosen))
+    counts = np.diff(marks, prepend=0)
+    numbers = np.repeat(np.arange(len(chosen)), counts)
+    return numbers if selected is None else selected[numbers]
+
+
+def chunks(
+    extents: Sequence[Extent], selected: NDArray[int64] | None, rng: np.random.Generator | None, chunk_rows: int
+) -> Iterator[Chunk]:
+    """One pass: every selected row as often as it is selected.
+
+    Args:
+        extents: the shards.
+        selected: row numbers in the open store, ascending, repeats allowed; None for all.
+        rng: source of the order; None for ascending rows.
+        chunk_rows: rows that fit the buffer; a chunk holds more only when a single segment does.
+    """
+    numbers = [number for number, extent in enumerate(extents) if extent.rows]
+    if rng is None:
+        ascending = (piece for n in numbers for piece in _pieces(n, extents[n], selected, chunk_rows))
+        yield from _grouped(ascending, None, chunk_rows)
+        return
+    for window in _windows([numbers[i] for i in rng.permutation(len(numbers))], extents, chunk_rows):
+        pieces = [piece for n in window for piece in _pieces(n, extents[n], selected, chunk_rows)]
+        mixed = (pieces[i] for i in rng.permutation(len(pieces)).tolist())
+        yield from _grouped(mixed, rng, chunk_rows)
+
+
+def _windows(numbers: list[int], extents: Sequence[Extent], chunk_rows: int) -> Iterator[list[int]]:
+    window: list[int] = []
+    rows = 0
+    for number in numbers:
+        window.append(number)
+        rows += extents[number].rows
+        if len(window) >= WINDOW_SHARDS and rows >= WINDOW_CHUNKS * chunk_rows:
+            yield window
+            window, rows = [], 0
+    if window:
+        yield window
+
+
+def _pieces(number: int, extent: Extent, selected: NDArray[int64] | None, chunk_rows: int) -> Iterator[Piece]:
+    step = extent.segment_rows
+    if selected is None:
+        for low in range(0, extent.rows, step):
+            yield Piece(number, low, min(low + step, extent.rows), None)
+        return
+    first, last = np.searchsorted(selected, [extent.start, extent.start + extent.rows])
+    inside = selected[first:last] - extent.start
+    bounds = np.searchsorted(inside, np.arange(0, extent.rows + step, step))
+    for segment in np.flatnonzero(np.diff(bounds)).tolist():
+        low = segment * step
+        taken = inside[bounds[segment] : bounds[segment + 1]]
+        for start in range(0, len(taken), chunk_rows):  # a row of large weight may be taken more often than fits
+            yield Piece(number, low, min(low + step, extent.rows), taken[start : start + chunk_rows])
+
+
+def _grouped(pieces: Iterator[Piece], rng: np.random.Generator | None, chunk_rows: int) -> Iterator[Chunk]:
+    held: list[Piece] = []
+    rows = 0
+    for piece in pieces:
+        if held and rows + len(piece) > chunk_rows:
+            yield _chunk(held, rows, rng)
+            held, rows = [], 0
+        held.append(piece)
+        rows += len(piece)
+    if held:
+        yield _chunk(held, rows, rng)
+
+
+def _chunk(pieces: list[Piece], rows: int, rng: np.random.Generator | None) -> Chunk:
+    return Chunk(tuple(pieces), None if rng is None else rng.permutation(rows))

@@ -1,76 +1,105 @@
-"""Reading a store: info from sidecars, streams of unit gradients from memory maps, random access."""
+"""Reading a store: info from sidecars, streams of unit gradients, random access, rows by what they are."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy import int64
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from gradatoms_store.encoding import directions_to_float32, unpack_texts
-from gradatoms_store.errors import StoreFormatError, StoreValueError
-from gradatoms_store.layout import OPTIONAL_FIELDS, TEXT_FIELDS
-from gradatoms_store.order import chunk_rows, shuffled_chunks
+from gradatoms_store.encoding import DISK_DTYPE, directions_to_float32
+from gradatoms_store.errors import StoreFormatError, StoreMismatchError, StoreValueError
+from gradatoms_store.guard import inspect_view
+from gradatoms_store.info import StoreInfo, summarise
+from gradatoms_store.order import chunks, weighted_rows
 from gradatoms_store.schema import ROW_FIELDS, ExampleRecord, GradientBatch, StoreHeader, read_header
+from gradatoms_store.select import Filter, Range, matching_rows, shard_examples
 from gradatoms_store.shard import Shard
 from gradatoms_store.sidecar import SHARDS, read_sidecars
+from gradatoms_store.stream import ChunkLoader, Cut, batches, extents, read_ahead
+
+BUFFER_BYTES = 2**26
+"""Rows that a stream holds in their dtype on disk, unless told otherwise."""
+
+_CHUNKS_HELD = 3
+_ANY = object()
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoreInfo:
-    """What a store holds, from its sidecars alone."""
+def open_store(path: str | os.PathLike[str], *more: str | os.PathLike[str], lazy: bool = False) -> Store:
+    """Open a gradient store, or several as one, for reading; what is committed later is not seen until then.
 
-    rows: int
-    bytes: int
-    """Size of all shard files."""
-    hooks: tuple[str, ...]
-    d: int | None
-    """Width of a gradient, when all hooks share one; else None, and `header.hooks` has each."""
-    examples: int
-    complete: bool
-    """Whether every work unit of the plan is committed."""
-    header: StoreHeader
-
-
-def open_store(path: str | os.PathLike[str]) -> Store:
-    """Open a gradient store for reading; what is committed later is not seen until it is opened again.
+    Several stores are laid end to end when they hold rows of one kind: the same model, hooks, objective, positions, dtype
+    and space. Stores of different plans (other examples) keep their examples apart: the ids of each store follow those of
+    the one before. Stores of one plan (parts of one harvest) share their ids, and no unit may be in two of them.
 
     Args:
         path: the store's folder, `NAME.gstore`.
+        more: further stores.
+        lazy: look into a shard file when it is first read, not now; for stores of many thousand shards. Nothing is ever
+            read from a shard that was not looked into.
 
     Raises:
         StoreNotFoundError: no store there.
         StoreFormatError: a file is damaged, foreign, not to be trusted, or of a future version; names it.
+        StoreMismatchError: the stores are not of one kind (names each differing field), or share a unit.
     """
-    folder = Path(path)
-    header = read_header(folder)
+    folders = [Path(each) for each in (path, *more)]
+    headers = [read_header(folder) for folder in folders]
     shards: list[Shard] = []
-    start = 0
-    for sidecar in read_sidecars(folder, header).values():
-        shards.append(Shard.open(folder / SHARDS / sidecar.file, sidecar, header, start))
-        start += sidecar.rows
-    return Store(folder, header, shards)
+    units: dict[tuple[str, int], Path] = {}
+    start, offset = 0, 0
+    offsets: dict[str, int] = {}
+    for folder, header in zip(folders, headers, strict=True):
+        _same_kind(folders[0], headers[0], folder, header)
+        if header.plan not in offsets:
+            offsets[header.plan], offset = offset, offset + header.n_examples
+        for sidecar in read_sidecars(folder, header).values():
+            for unit in sidecar.units:
+                other = units.setdefault((header.plan, unit), folder)
+                if other != folder:
+                    message = f"{folder}: expected no unit of {other}, which is of the same plan, got unit {unit}"
+                    raise StoreMismatchError(f"{message}; leave one of the two out")
+            file = folder / SHARDS / sidecar.file
+            shards.append(Shard(file, sidecar, header, start, offsets[header.plan] + sidecar.example_offset))
+            start += sidecar.rows
+        inspect_view(folder)
+    if not lazy:
+        for shard in shards:
+            _ = shard.places
+    return Store(folders, headers, shards)
+
+
+def store_info(path: str | os.PathLike[str]) -> StoreInfo:
+    """What a store holds, from `store.json` and the sidecars alone; opens no shard.
+
+    Raises:
+        StoreNotFoundError, StoreFormatError: as for `open_store`.
+    """
+    header = read_header(Path(path))
+    return summarise([header], list(read_sidecars(Path(path), header).values()))
 
 
 class Store:
     """An open store; made by `open_store`. Rows are numbered globally from 0 in shard order."""
 
-    def __init__(self, path: Path, header: StoreHeader, shards: list[Shard]) -> None:
+    def __init__(self, paths: Sequence[Path], headers: Sequence[StoreHeader], shards: list[Shard]) -> None:
         """Internal: use `open_store`."""
-        self.path = path
-        self.header = header
-        self.hooks: tuple[str, ...] = tuple(hook.name for hook in header.hooks)
+        self.paths = tuple(paths)
+        self.path = paths[0]
+        self.headers = tuple(headers)
+        self.header = headers[0]
+        self.hooks: tuple[str, ...] = tuple(hook.name for hook in self.header.hooks)
         self._shards = shards
         self._starts = np.cumsum([0, *(shard.sidecar.rows for shard in shards)]).astype(int64)
+        self._checked: set[tuple[int, str, int]] = set()
 
     def __repr__(self) -> str:
-        return f"Store({str(self.path)!r}, rows={self.n_rows}, hooks={list(self.hooks)})"
+        return f"Store({', '.join(repr(str(p)) for p in self.paths)}, rows={self.n_rows}, hooks={list(self.hooks)})"
 
     @property
     def n_rows(self) -> int:
@@ -79,50 +108,79 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of model, hooks, objective, positions, dtype, space and plan."""
+        """Hex digest of model, hooks, objective, positions, dtype, space and plan; of several stores, of the first."""
         return self.header.fingerprint
 
     @property
     def info(self) -> StoreInfo:
         """What the store holds; reads no shard."""
-        widths = {hook.d for hook in self.header.hooks}
-        sidecars = [shard.sidecar for shard in self._shards]
-        return StoreInfo(
-            rows=self.n_rows,
-            bytes=sum(sidecar.bytes for sidecar in sidecars),
-            hooks=self.hooks,
-            d=widths.pop() if len(widths) == 1 else None,
-            examples=sum(sidecar.examples for sidecar in sidecars),
-            complete=sum(len(sidecar.units) for sidecar in sidecars) == self.header.n_units,
-            header=self.header,
-        )
+        return summarise(self.headers, [shard.sidecar for shard in self._shards])
 
     @cached_property
     def rows(self) -> dict[str, NDArray[Any]]:
         """All row fields (example, position, token, target, loss), each of shape (n_rows,), hash checked.
 
+        24 bytes a row; for stores of many million rows, ask `select` or stream them with `batches`.
+
         Raises:
             StoreFormatError: a shard's bytes are not those that were committed; names shard and dataset.
         """
-        return {
-            field: np.concatenate([np.empty(0, dtype), *(shard.load(f"rows/{field}") for shard in self._shards)])
-            for field, dtype in ROW_FIELDS.items()
-        }
+        parts: dict[str, list[NDArray[Any]]] = {field: [np.empty(0, dtype)] for field, dtype in ROW_FIELDS.items()}
+        for shard in self._shards:
+            with shard.open() as file:
+                for field, found in parts.items():
+                    found.append(shard.load(f"rows/{field}", file))
+            parts["example"][-1] += shard.example_offset
+        return {field: np.concatenate(found) for field, found in parts.items()}
 
     @cached_property
     def examples(self) -> list[ExampleRecord]:
         """All examples, ascending by id, hash checked.
 
         Raises:
-            StoreFormatError: damaged bytes, or two different examples of one id; names the shard.
+            StoreFormatError: damaged bytes, or two examples of one id; names the shard.
         """
         found: dict[int, ExampleRecord] = {}
-        for shard in self._shards:
-            for example in _examples(shard):
-                if found.setdefault(example.id, example) != example:
-                    message = f"{shard.path}: examples/id expected one example for id {example.id}, found two"
-                    raise StoreFormatError(f"{message}; the shards are not of one harvest: harvest again")
+        for example in self.iter_examples():
+            if found.setdefault(example.id, example) is not example:
+                message = f"{self.path}: examples/id expected one example for id {example.id}, found two"
+                raise StoreFormatError(f"{message}; the shards are not of one harvest: harvest again")
         return [found[id_] for id_ in sorted(found)]
+
+    def iter_examples(self) -> Iterator[ExampleRecord]:
+        """The examples in shard order, hash checked; holds those of one shard at a time.
+
+        Raises:
+            StoreFormatError: damaged bytes; names the shard.
+        """
+        for shard in self._shards:
+            yield from shard_examples(shard)
+
+    def select(
+        self,
+        *,
+        concept: str | Collection[str | None] | Any | None = _ANY,
+        loss: Range | None = None,
+        position: Range | int | None = None,
+        norm: Range | None = None,
+        hook: str | None = None,
+    ) -> NDArray[int64]:
+        """Numbers of the rows that meet every condition, ascending, for `batches` and `read`. Reads no gradient.
+
+        Args:
+            concept: a concept or several; None stands for rows whose example has none.
+            loss: lowest and highest J in nats, both included; None leaves a side open. A NaN lies in no range.
+            position: token position, or a range of them.
+            norm: range of the gradient's norm at `hook`, in nats per unit of the hook.
+            hook: whose norm; may be left out when there is one hook.
+
+        Raises:
+            StoreValueError: an unknown hook, or a range that is none.
+            StoreFormatError: damaged bytes; names the shard.
+        """
+        if hook is not None:
+            self.header.hook(hook)
+        return matching_rows(self._shards, Filter.of(self.hooks, concept, concept is _ANY, loss, position, norm, hook))
 
     def batches(
         self,
@@ -132,53 +190,77 @@ class Store:
         shuffle: int | None = None,
         epochs: int = 1,
         rows: NDArray[Any] | None = None,
+        weights: ArrayLike | None = None,
+        fields: Collection[str] = tuple(ROW_FIELDS),
+        worker: tuple[int, int] = (0, 1),
+        buffer_bytes: int = BUFFER_BYTES,
     ) -> Iterator[GradientBatch]:
-        """Stream unit gradients with their norms and row fields, in bounded memory.
+        """Stream unit gradients with their norms and row fields, in bounded memory, read ahead in the background.
+
+        Segments are checked against their hashes the first time they are read (not in stores of format version 1, nor
+        where `rows` are not ascending and not shuffled).
 
         Args:
             hook: one of `hooks`.
             size: rows of a batch; the last batch of an epoch may be smaller.
-            shuffle: seed of the order; None gives rows 0, 1, 2, ..., or `rows` in the order given. The same seed
-                gives the same order whatever the batch size; each epoch has its own order.
+            shuffle: seed of the order; None gives rows 0, 1, 2, ..., or `rows` in the order given. The same seed and
+                `buffer_bytes` give the same order, whatever the batch size and the number of workers; each epoch has
+                its own order.
             epochs: passes over the rows.
             rows: global row numbers, shape (m,), or a mask, bool of shape (n_rows,); None for all.
+            weights: relative frequencies, >= 0, shape (n_rows,), with `shuffle` only: an epoch then has as many rows as
+                without, row i in proportion to its weight (at least floor and at most ceil of its expected number).
+            fields: row fields that a batch carries.
+            worker: (i, n) gives batches i, i + n, i + 2n, ... of the stream that (0, 1) gives, so that n processes
+                together read each batch once; a torch DataLoader with n workers puts them in order again.
+            buffer_bytes: bound on the rows that are held, in their dtype on disk, at the cost of less mixing when small.
+                Beside them there are the batch itself, and one segment (2 MiB).
 
         Raises:
             StoreValueError: unknown hook (names the valid ones), rows that are not there, wrong numbers.
+            StoreFormatError: while reading, bytes that are not those that were committed; names the shard and the rows.
         """
         d = self.header.hook(hook).d
-        if size < 1 or epochs < 0:
-            raise StoreValueError(
-                f"size expected 1 or more and epochs 0 or more, got {size} and {epochs}; correct them"
-            )
-        if shuffle is not None and (isinstance(shuffle, bool) or shuffle < 0):
-            raise StoreValueError(f"shuffle expected a seed of 0 or more, or None, got {shuffle!r}; give a number")
+        _check_stream(size, epochs, shuffle, fields, worker, buffer_bytes)
         selected = None if rows is None else self._row_numbers(rows)
+        chosen = None if weights is None else self._weights(weights, shuffle, selected)
+        wanted = [field for field in ROW_FIELDS if field in fields]
+        if selected is not None and shuffle is None and (np.diff(selected) < 0).any():
+            return self._in_given_order(hook, size, epochs, selected, wanted, worker)
+        if selected is not None:
+            selected = np.sort(selected)
+        total = self.n_rows if selected is None else len(selected)
+        row_bytes = d * np.dtype(DISK_DTYPE[self.header.dtype]).itemsize + 12
+        row_bytes += sum(np.dtype(ROW_FIELDS[field]).itemsize for field in wanted)
+        chunk_rows = max(1, buffer_bytes // _CHUNKS_HELD // row_bytes)
 
         def stream() -> Iterator[GradientBatch]:
-            for epoch in range(epochs):
-                if shuffle is None:
-                    yield from (self._gather(hook, index) for index in self._sequential(selected, size))
-                else:
-                    rng = np.random.default_rng([shuffle, epoch])
-                    ascending = None if selected is None else np.sort(selected)
-                    chunks = shuffled_chunks(self._starts, ascending, rng, chunk_rows(d))
-                    yield from _cut((self._gather(hook, index) for index in chunks), size)
+            loader = ChunkLoader(self._shards, hook, wanted, self._checked)
+            try:
+                for epoch in range(epochs):
+                    rng = None if shuffle is None else np.random.default_rng([shuffle, epoch])
+                    numbers = selected if chosen is None or rng is None else weighted_rows(selected, chosen, rng)
+                    cut = Cut(total, size, epoch * -(-total // size), *worker)
+                    planned = chunks(extents(self._shards), numbers, rng, chunk_rows)
+                    yield from batches(read_ahead(loader, planned, cut), self.header.dtype, cut)
+            finally:
+                loader.close()
 
         return stream()
 
-    def read(self, hook: str, rows: NDArray[Any]) -> GradientBatch:
-        """Rows in the order given, repeats included.
+    def read(self, hook: str, rows: NDArray[Any], *, fields: Collection[str] = tuple(ROW_FIELDS)) -> GradientBatch:
+        """Rows in the order given, repeats included. Gradients are not checked against their hashes: `verify` is.
 
         Args:
             hook: one of `hooks`.
             rows: global row numbers, shape (m,), or a mask, bool of shape (n_rows,).
+            fields: row fields that the batch carries.
 
         Raises:
             StoreValueError: unknown hook (names the valid ones), or rows that are not there.
         """
         self.header.hook(hook)
-        return self._gather(hook, self._row_numbers(rows))
+        return self._gather(hook, self._row_numbers(rows), [field for field in ROW_FIELDS if field in fields])
 
     def _row_numbers(self, rows: NDArray[Any]) -> NDArray[int64]:
         array = np.asarray(rows)
@@ -192,79 +274,67 @@ class Store:
             raise StoreValueError(f"{message}; take them from this store's rows")
         return array.astype(int64)
 
-    def _sequential(self, selected: NDArray[int64] | None, size: int) -> Iterator[NDArray[int64]]:
-        n = self.n_rows if selected is None else len(selected)
-        for low in range(0, n, size):
-            high = min(low + size, n)
-            yield np.arange(low, high) if selected is None else selected[low:high]
+    def _weights(self, weights: ArrayLike, shuffle: int | None, selected: NDArray[int64] | None) -> NDArray[np.float64]:
+        array = np.asarray(weights, np.float64)
+        if shuffle is None:
+            raise StoreValueError("weights expected a shuffle seed beside them, got none; give shuffle=0")
+        if array.shape != (self.n_rows,) or not (np.isfinite(array).all() and (array >= 0).all()):
+            message = f"weights expected finite numbers of 0 or more, shape ({self.n_rows},)"
+            raise StoreValueError(f"{message}, got others or shape {array.shape}; give one for each row")
+        chosen = array if selected is None else array[selected]
+        if len(chosen) and not chosen.any():
+            raise StoreValueError("weights expected one above 0 among the rows, got none; select other rows")
+        return array
 
-    def _gather(self, hook: str, index: NDArray[int64]) -> GradientBatch:
-        """Rows in the order of `index`; each shard is touched once, its rows ascending."""
-        n, d = len(index), self.header.hook(hook).d
-        gradients, norms = np.empty((n, d), np.float32), np.empty(n, np.float32)
-        fields: dict[str, NDArray[Any]] = {field: np.empty(n, dtype) for field, dtype in ROW_FIELDS.items()}
+    def _in_given_order(
+        self, hook: str, size: int, epochs: int, selected: NDArray[int64], fields: list[str], worker: tuple[int, int]
+    ) -> Iterator[GradientBatch]:
+        number = 0
+        for _ in range(epochs):
+            for low in range(0, len(selected), size):
+                if number % worker[1] == worker[0]:
+                    yield self._gather(hook, selected[low : low + size], fields)
+                number += 1
+
+    def _gather(self, hook: str, index: NDArray[int64], fields: list[str]) -> GradientBatch:
+        """Rows in the order of `index`, through memory maps; each shard is touched once."""
+        n = len(index)
+        gradients, norms = np.empty((n, self.header.hook(hook).d), np.float32), np.empty(n, np.float32)
+        found: dict[str, NDArray[Any]] = {field: np.empty(n, ROW_FIELDS[field]) for field in fields}
         order = np.argsort(index, kind="stable")
-        ordered = index[order]
-        bounds = np.searchsorted(ordered, self._starts)
+        bounds = np.searchsorted(index[order], self._starts)
         for number in np.flatnonzero(np.diff(bounds)).tolist():
-            shard, part = self._shards[number], slice(int(bounds[number]), int(bounds[number + 1]))
-            source, target = _selector(ordered[part] - shard.start), _selector(order[part])
+            shard, to = self._shards[number], order[bounds[number] : bounds[number + 1]]
+            source = index[to] - shard.start
             mapped = shard.map()
-            stored = shard.view(mapped, f"gradients/{hook}")[source]
-            gradients[target] = directions_to_float32(stored, self.header.dtype)
-            norms[target] = shard.view(mapped, f"norms/{hook}")[source]
-            for field, values in fields.items():
-                values[target] = shard.view(mapped, f"rows/{field}")[source]
-        return GradientBatch(gradients, norms, fields, index)
+            gradients[to] = directions_to_float32(
+                shard.view(mapped, f"gradients/{hook}"), self.header.dtype, rows=source
+            )
+            norms[to] = shard.view(mapped, f"norms/{hook}")[source]
+            for field, values in found.items():
+                values[to] = shard.view(mapped, f"rows/{field}")[source]
+            if "example" in found:
+                found["example"][to] += shard.example_offset
+        return GradientBatch(gradients, norms, found, index)
 
 
-def _selector(numbers: NDArray[int64]) -> NDArray[int64] | slice:
-    """A slice when the numbers rise by one (a copy at memory speed), else the numbers."""
-    first, last = int(numbers[0]), int(numbers[-1])
-    neighbours = last - first + 1 == len(numbers) and bool((np.diff(numbers) == 1).all())
-    return slice(first, last + 1) if neighbours else numbers
+def _same_kind(first: Path, one: StoreHeader, second: Path, other: StoreHeader) -> None:
+    differences = one.differences(other, plan=False)
+    if differences:
+        message = f"{second}: expected rows of the same kind as in {first}, got {'; '.join(differences)}"
+        raise StoreMismatchError(f"{message} (here = {first}, there = {second}); open them apart")
 
 
-def _cut(pieces: Iterator[GradientBatch], size: int) -> Iterator[GradientBatch]:
-    """Cut a stream of pieces of any length to batches of `size` rows; the last may be smaller."""
-    rest: list[GradientBatch] = []
-    for piece in pieces:
-        rest.append(piece)
-        if sum(len(part.index) for part in rest) < size:
-            continue
-        whole = _join(rest)
-        cut = len(whole.index) // size * size
-        for low in range(0, cut, size):
-            yield _part(whole, low, low + size)
-        rest = [_part(whole, cut, len(whole.index))] if cut < len(whole.index) else []
-    if rest:
-        yield _join(rest)
-
-
-def _part(batch: GradientBatch, low: int, high: int) -> GradientBatch:
-    rows = {field: values[low:high] for field, values in batch.rows.items()}
-    return GradientBatch(batch.gradients[low:high], batch.norms[low:high], rows, batch.index[low:high])
-
-
-def _join(parts: list[GradientBatch]) -> GradientBatch:
-    if len(parts) == 1:
-        return parts[0]
-    return GradientBatch(
-        np.concatenate([part.gradients for part in parts]),
-        np.concatenate([part.norms for part in parts]),
-        {field: np.concatenate([part.rows[field] for part in parts]) for field in ROW_FIELDS},
-        np.concatenate([part.index for part in parts]),
-    )
-
-
-def _examples(shard: Shard) -> Iterator[ExampleRecord]:
-    """The examples of one shard."""
-    columns: dict[str, list[Any]] = {}
-    for field in TEXT_FIELDS:
-        block = f"examples/{field}"
-        present = shard.load(f"{block}/present") if field in OPTIONAL_FIELDS else None
-        columns[field] = unpack_texts(
-            shard.load(f"{block}/data"), shard.load(f"{block}/offsets"), present, f"{shard.path}: {block}"
-        )
-    for number, id_ in enumerate(shard.load("examples/id").tolist()):
-        yield ExampleRecord(id=id_, **{field: values[number] for field, values in columns.items()})
+def _check_stream(
+    size: int, epochs: int, shuffle: int | None, fields: Collection[str], worker: tuple[int, int], buffer_bytes: int
+) -> None:
+    if size < 1 or epochs < 0 or buffer_bytes < 1:
+        message = "size and buffer_bytes expected 1 or more and epochs 0 or more"
+        raise StoreValueError(f"{message}, got {size}, {buffer_bytes} and {epochs}; correct them")
+    if shuffle is not None and (isinstance(shuffle, bool) or shuffle < 0):
+        raise StoreValueError(f"shuffle expected a seed of 0 or more, or None, got {shuffle!r}; give a number")
+    unknown = sorted(set(fields) - set(ROW_FIELDS))
+    if unknown:
+        raise StoreValueError(f"fields expected some of {', '.join(ROW_FIELDS)}, got {unknown}; correct them")
+    if len(worker) != 2 or not 0 <= worker[0] < worker[1]:
+        raise StoreValueError(f"worker expected (i, n) with i from 0 to n - 1, got {worker}; correct it")

@@ -15,15 +15,19 @@ from numpy.typing import NDArray
 from gradatoms_store.errors import StoreFormatError, StoreNotFoundError, StoreValueError
 from gradatoms_store.jsonio import Fields, read_json
 
-SCHEMA_VERSION = 1
-"""Version of the format that this package writes, and the newest that it reads."""
+SCHEMA_VERSION = 2
+"""Version of the format that this package gives new stores, and the newest that it reads; older ones it reads too."""
 
+VERSION_FIELD = "schema_version"
 STORE_FILE = "store.json"
 STORE_FORMAT = "gradatoms-store"
 DTYPES = ("float16", "bfloat16", "float32")
 SPACES = ("activation", "weights")
 ROW_FIELDS = {"example": "<i8", "position": "<i4", "token": "<i4", "target": "<i4", "loss": "<f4"}
 """Fields of a row beside its gradient, with the dtype on disk."""
+
+PLAN_FIELDS = ("plan", "n_units", "n_examples", "seed")
+"""Fields of the header that say which examples there are and how they are divided, not of what kind the rows are."""
 
 FINGERPRINT_FIELDS = ("model", "hooks", "objective", "positions", "dtype", "space", "plan")
 
@@ -71,6 +75,8 @@ class StoreHeader:
     """Number of examples in the plan."""
     seed: int = 0
     """Seed of the permutation of the rows within each shard."""
+    schema_version: int = SCHEMA_VERSION
+    """Version of the format that the store is written in."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hooks", tuple(self.hooks))
@@ -88,6 +94,9 @@ class StoreHeader:
         for field in ("objective", "positions", "plan"):
             if not getattr(self, field):
                 raise StoreValueError(f"{field} expected text, got an empty string; name it")
+        if not 1 <= self.schema_version <= SCHEMA_VERSION:
+            message = f"schema_version expected 1 to {SCHEMA_VERSION}, got {self.schema_version}"
+            raise StoreValueError(f"{message}; leave it out to write the newest")
         for field in ("n_units", "n_examples", "seed"):
             if getattr(self, field) < 0:
                 raise StoreValueError(f"{field} expected 0 or more, got {getattr(self, field)}; correct it")
@@ -111,10 +120,17 @@ class StoreHeader:
         valid = ", ".join(hook.name for hook in self.hooks)
         raise StoreValueError(f"hook expected one of: {valid}; got {name!r}; choose one of them")
 
-    def differences(self, other: StoreHeader) -> list[str]:
-        """One text for each field in which the two headers differ: `dtype: float16 here, float32 there`."""
+    def differences(self, other: StoreHeader, *, plan: bool = True) -> list[str]:
+        """One text for each field in which the two headers differ: `dtype: float16 here, float32 there`.
+
+        Args:
+            other: the header to compare with.
+            plan: compare plan, n_units, n_examples and seed too; without them, no difference means rows of one kind,
+                of different examples perhaps.
+        """
         mine, theirs = _flat(self), _flat(other)
-        keys = list(dict.fromkeys([*mine, *theirs]))
+        skipped = () if plan else PLAN_FIELDS
+        keys = [key for key in dict.fromkeys([*mine, *theirs]) if key not in skipped]
         missing = "absent"
         return [
             f"{key}: {mine.get(key, missing)} here, {theirs.get(key, missing)} there"
@@ -124,8 +140,8 @@ class StoreHeader:
 
     def to_json(self) -> str:
         """The text of `store.json`."""
-        data = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
-        return json.dumps({"format": STORE_FORMAT, "schema_version": SCHEMA_VERSION, **data}, indent=2) + "\n"
+        data = {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.name != VERSION_FIELD}
+        return json.dumps({"format": STORE_FORMAT, VERSION_FIELD: self.schema_version, **data}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = "store.json") -> StoreHeader:
@@ -139,7 +155,7 @@ class StoreHeader:
             StoreFormatError: damaged, foreign or of a future version; names the file and the field.
         """
         data = Fields.parse(text, where)
-        data.version(STORE_FORMAT, SCHEMA_VERSION)
+        version = data.version(STORE_FORMAT, SCHEMA_VERSION)
         hooks = []
         for number, item in enumerate(data.items("hooks")):
             hook = Fields(item, f"{where}: hooks[{number}]")
@@ -150,7 +166,7 @@ class StoreHeader:
             }
             hook.end()
             hooks.append(arguments)
-        values: dict[str, Any] = {"model": data.mapping("model")}
+        values: dict[str, Any] = {"model": data.mapping("model"), VERSION_FIELD: version}
         values |= {field: data.text(field) for field in ("objective", "positions", "dtype", "space", "plan")}
         values |= {field: data.integer(field) for field in ("n_units", "n_examples", "seed")}
         data.end()
@@ -190,7 +206,7 @@ def _flat(header: StoreHeader) -> dict[str, str]:
         out[f"hook {hook.name}"] = f"({hook.hf_name}, d {hook.d})"
     out["hook order"] = " ".join(hook.name for hook in header.hooks)
     for field in fields(header):
-        if field.name not in ("model", "hooks"):
+        if field.name not in ("model", "hooks", VERSION_FIELD):
             out[field.name] = str(getattr(header, field.name))
     return out
 

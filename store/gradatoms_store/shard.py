@@ -1,109 +1,190 @@
-"""One shard file: written once with h5py, checked with h5py, then read by mapping its bytes into memory."""
+"""One shard file: written once, checked with h5py, then read at the places found."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from gradatoms_store.container import lay_out, structure_hash, write_container
 from gradatoms_store.errors import StoreFormatError
 from gradatoms_store.guard import Place, inspect_shard
 from gradatoms_store.layout import BlockSpec, expected_blocks
-from gradatoms_store.schema import SCHEMA_VERSION, StoreHeader
+from gradatoms_store.schema import StoreHeader
 from gradatoms_store.sidecar import SHARD_FORMAT, Sidecar
 
-ALIGNMENT_BYTES = 64
+DAMAGED = "the shard is damaged: run `atoms store verify --repair`, then resume the harvest, or restore it from a copy"
 
 
-def write_shard(path: Path, arrays: Iterable[tuple[str, NDArray[Any]]], blocks: dict[str, BlockSpec]) -> dict[str, str]:
-    """Write a new HDF5 file (libver v110, contiguous, no filters) and close it.
+@dataclass(frozen=True)
+class ShardHashes:
+    """What a sidecar says of a shard's bytes."""
+
+    structure: str
+    """Hex xxh3_128 of the bytes outside the datasets."""
+    blocks: dict[str, str] = field(default_factory=dict)
+    """Dataset path to hex xxh3_128 of its bytes."""
+    segment_rows: int | None = None
+    """Rows of a segment; None when there are none."""
+    segments: dict[str, str] = field(default_factory=dict)
+    """Path of each dataset with one entry a row to the hashes of its segments, end to end."""
+
+
+def write_shard(
+    path: Path,
+    arrays: Iterable[tuple[str, NDArray[Any]]],
+    blocks: dict[str, BlockSpec],
+    segment_rows: int | None,
+    schema_version: int,
+) -> ShardHashes:
+    """Write a new HDF5 file (libver v110, contiguous, no filters), fsync it and close it.
 
     Args:
         path: file to make; one that is there is replaced, so never the name of a committed shard.
-        arrays: dataset path and array, consumed one at a time.
-        blocks: what each dataset must be.
+        arrays: dataset path and array, in the order of `blocks`, consumed one at a time.
+        blocks: what each dataset must be; shapes without None.
+        segment_rows: rows of a segment; None for no hashes of segments.
+        schema_version: the store's.
 
-    Returns:
-        Dataset path to hex xxh3_128 of the bytes handed to HDF5.
+    Raises:
+        OSError: no space, a limit, an error of the disk.
     """
+    attributes = {"format": np.bytes_(SHARD_FORMAT), "schema_version": np.int64(schema_version)}
+    layout = lay_out(blocks, attributes)
     hashes: dict[str, str] = {}
-    options: dict[str, Any] = {
-        "libver": ("v110", "v110"),
-        "alignment_threshold": 1,
-        "alignment_interval": ALIGNMENT_BYTES,
-    }
-    with h5py.File(path, "w", **options) as file:
-        file.attrs["format"] = np.bytes_(SHARD_FORMAT)
-        file.attrs["schema_version"] = np.int64(SCHEMA_VERSION)
-        for name, array in arrays:
-            spec = blocks[name]
-            contiguous = np.ascontiguousarray(array, spec.dtype)
-            dataset = file.create_dataset(name, data=contiguous)
-            if spec.dtype_attribute is not None:
-                dataset.attrs["dtype"] = np.bytes_(spec.dtype_attribute)
-            hashes[name] = block_hash(contiguous)
-    return hashes
+    segments: dict[str, str] = {}
+
+    def written(name: str, array: NDArray[Any]) -> None:
+        hashes[name] = block_hash(array)
+        if segment_rows and not name.startswith("examples/"):
+            lows = range(0, len(array), segment_rows)
+            segments[name] = "".join(segment_hash(array[low : low + segment_rows]) for low in lows)
+
+    write_container(path, layout, arrays, written)
+    lengths = {name: _length(spec.shape, np.dtype(spec.dtype)) for name, spec in blocks.items()}
+    extents = [(start, lengths[name]) for name, start in layout.offsets.items() if start is not None]
+    return ShardHashes(structure_hash(path, extents), hashes, segment_rows, segments)
 
 
 def block_hash(array: NDArray[Any]) -> str:
-    """Hex xxh3_128 of an array's bytes in C order."""
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    """Hex xxh3_128 of a C-contiguous array's bytes."""
+    return xxhash.xxh3_128_hexdigest(array.reshape(-1).view(np.uint8).data)
+
+
+def segment_hash(array: NDArray[Any]) -> str:
+    """Hex xxh3_64 of a C-contiguous array's bytes."""
+    return xxhash.xxh3_64_hexdigest(array.reshape(-1).view(np.uint8).data)
+
+
+def _length(shape: tuple[int | None, ...], dtype: np.dtype[Any]) -> int:
+    length = dtype.itemsize
+    for axis in shape:
+        length *= axis or 0
+    return length
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A committed shard, checked; its bytes are reached through memory maps only."""
+    """A committed shard."""
 
     path: Path
     sidecar: Sidecar
+    header: StoreHeader
     start: int
-    """Global number of its first row."""
-    places: dict[str, Place]
+    """Number of its first row among the rows of the open store."""
+    example_offset: int
+    """Added to its example ids to give those of the open store."""
 
-    @classmethod
-    def open(cls, path: Path, sidecar: Sidecar, header: StoreHeader, start: int) -> Shard:
-        """Check the shard at `path` against header and sidecar.
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        """Dataset path to its place; found by checking the file against header and sidecar, before anything is read.
 
         Raises:
             StoreFormatError: it is damaged, hostile or does not agree; names file and dataset.
         """
-        blocks = expected_blocks(header, sidecar.rows, sidecar.examples)
-        if set(blocks) != set(sidecar.blocks):
-            wrong = ", ".join(sorted(set(blocks) ^ set(sidecar.blocks)))[:200]
-            message = (
-                f"{path.with_suffix('.json')}: field 'blocks' expected one hash for each dataset, differs in {wrong}"
-            )
+        blocks = expected_blocks(self.header, self.sidecar.rows, self.sidecar.examples)
+        if set(blocks) != set(self.sidecar.blocks):
+            wrong = ", ".join(sorted(set(blocks) ^ set(self.sidecar.blocks)))[:200]
+            file = self.path.with_suffix(".json")
+            message = f"{file}: field 'blocks' expected one hash for each dataset, differs in {wrong}"
             raise StoreFormatError(f"{message}; the sidecar is damaged or foreign: move it and its shard away")
-        return cls(path, sidecar, start, inspect_shard(path, blocks))
-
-    def map(self) -> NDArray[np.uint8]:
-        """The bytes of the file, mapped read-only; pages are read when touched."""
-        return np.memmap(self.path, np.uint8, "r").view(np.ndarray)
+        places = inspect_shard(self.path, blocks, self.sidecar.bytes)
+        structure = structure_hash(self.path, [place.extent for place in places.values() if place.offset is not None])
+        if structure != (self.sidecar.structure or structure):
+            message = f"{self.path}: expected structure of hash {self.sidecar.structure}, got {structure}"
+            raise StoreFormatError(f"{message}; {DAMAGED}")
+        return places
 
     def view(self, mapped: NDArray[np.uint8], block: str) -> NDArray[Any]:
-        """One dataset as an array over the mapped bytes, without a copy."""
+        """One dataset as an array over the mapped bytes of the file, without a copy."""
         place = self.places[block]
         if place.offset is None:
             return np.empty(place.shape, place.dtype)
         return np.ndarray(place.shape, place.dtype, buffer=mapped.data, offset=place.offset)
 
-    def load(self, block: str) -> NDArray[Any]:
-        """One whole dataset, copied and checked against its hash.
+    def map(self) -> NDArray[np.uint8]:
+        """The bytes of the file, mapped read-only.
+
+        Raises:
+            StoreFormatError: the file is gone or has another size by now, so that reading the map would crash.
+        """
+        try:
+            mapped = np.memmap(self.path, np.uint8, "r")
+        except (OSError, ValueError) as error:
+            raise StoreFormatError(f"{self.path}: expected the shard, got {error}; {DAMAGED}") from error
+        if len(mapped) != self.sidecar.bytes:
+            message = f"{self.path}: expected {self.sidecar.bytes} bytes, found {len(mapped)}"
+            raise StoreFormatError(f"{message}; {DAMAGED}")
+        return mapped.view(np.ndarray)
+
+    def open(self) -> io.FileIO:
+        """The file, for `read_into`; the caller closes it."""
+        _ = self.places
+        try:
+            return open(self.path, "rb", buffering=0)
+        except OSError as error:
+            raise StoreFormatError(f"{self.path}: expected the shard, got {error.strerror}; {DAMAGED}") from error
+
+    def read_into(self, file: io.FileIO, block: str, first: int, out: NDArray[Any]) -> None:
+        """Read rows `first` and following of a dataset into a C-contiguous array.
+
+        Raises:
+            StoreFormatError: the file ends early, or the disk fails.
+        """
+        if not out.size:
+            return
+        rest = out.reshape(-1).view(np.uint8).data
+        try:
+            file.seek((self.places[block].offset or 0) + first * (out.nbytes // len(out)))
+            while len(rest):
+                got = file.readinto(rest)
+                if not got:
+                    raise OSError(0, "the file ends early")
+                rest = rest[got:]
+        except OSError as error:
+            message = f"{self.path}: dataset {block} expected to be readable, got an error ({error.strerror})"
+            raise StoreFormatError(f"{message}; {DAMAGED}") from error
+
+    def load(self, block: str, file: io.FileIO | None = None) -> NDArray[Any]:
+        """One whole dataset, checked against its hash.
 
         Raises:
             StoreFormatError: the bytes are not those that were committed; names file and dataset.
         """
-        array = self.view(self.map(), block).copy()
+        place = self.places[block]
+        array = np.empty(place.shape, place.dtype)
+        with contextlib.ExitStack() as stack:
+            self.read_into(file or stack.enter_context(self.open()), block, 0, array)
         found = block_hash(array)
         if found != self.sidecar.blocks[block]:
             message = f"{self.path}: dataset {block} expected hash {self.sidecar.blocks[block]}, got {found}"
-            raise StoreFormatError(
-                f"{message}; the shard is damaged: restore it, or delete it with its sidecar and resume"
-            )
+            raise StoreFormatError(f"{message}; {DAMAGED}")
         return array

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy import float32
 from numpy.typing import NDArray
 
 from gradatoms_store.errors import StoreFormatError
-from gradatoms_store.files import PARTIAL
 from gradatoms_store.jsonio import Fields, read_json
-from gradatoms_store.schema import SCHEMA_VERSION, StoreHeader
+from gradatoms_store.layout import segmented
+from gradatoms_store.schema import SCHEMA_VERSION, VERSION_FIELD, StoreHeader
 
 SHARD_FORMAT = "gradatoms-shard"
 SHARDS = "shards"
 """Folder of the shards inside a store."""
 
+NEW_IN_2 = ("structure", "segment_rows", "segments", "nan_losses", "example_offset")
+"""Keys that version 2 added."""
+
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_log = logging.getLogger(__name__)
 _STEM = re.compile(r"[0-9]{5,9}")
 
 
@@ -72,10 +73,27 @@ class Sidecar:
     """Hook name to the distribution of its norms."""
     concepts: dict[str, int]
     """Concept to number of rows; rows without a concept are not counted."""
+    structure: str | None = None
+    """Hex xxh3_128 of the shard's bytes outside the datasets; None in version 1."""
+    segment_rows: int | None = None
+    """Rows of a segment, the last of which may be shorter; None in version 1."""
+    segments: dict[str, str] = field(default_factory=dict)
+    """Path of each dataset of gradients, norms and row fields to the xxh3_64 of each segment's bytes, as 16 hex digits
+    each, end to end; empty in version 1."""
+    nan_losses: int | None = None
+    """Rows whose loss is NaN; None in version 1."""
+    example_offset: int = 0
+    """Added to every example id in the shard to give the id in the store."""
+    schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
-        """The text of the sidecar."""
-        return json.dumps({"format": SHARD_FORMAT, "schema_version": SCHEMA_VERSION, **asdict(self)}) + "\n"
+        """The text of the sidecar, in its version."""
+        data = asdict(self)
+        version = data.pop(VERSION_FIELD)
+        if version == 1:
+            for key in NEW_IN_2:
+                del data[key]
+        return json.dumps({"format": SHARD_FORMAT, VERSION_FIELD: version, **data}) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Sidecar:
@@ -85,7 +103,7 @@ class Sidecar:
             StoreFormatError: damaged, foreign or of a future version; names the file and the field.
         """
         data = Fields.parse(text, where)
-        data.version(SHARD_FORMAT, SCHEMA_VERSION)
+        version = data.version(SHARD_FORMAT, SCHEMA_VERSION)
         blocks = Fields(data.mapping("blocks"), f"{where}: blocks")
         concepts = Fields(data.mapping("concepts"), f"{where}: concepts")
         norms = data.mapping("norms")
@@ -99,9 +117,22 @@ class Sidecar:
             blocks={key: blocks.text(key) for key in blocks.names()},
             norms={hook: _norm_summary(value, f"{where}: norms[{hook!r}]") for hook, value in norms.items()},
             concepts={key: concepts.integer(key) for key in concepts.names()},
+            schema_version=version,
+            **(_new_in_2(data, where) if version > 1 else {}),
         )
         data.end()
         return sidecar
+
+
+def _new_in_2(data: Fields, where: str) -> dict[str, Any]:
+    segments = Fields(data.mapping("segments"), f"{where}: segments")
+    return {
+        "structure": data.text("structure"),
+        "segment_rows": data.integer("segment_rows", 1),
+        "segments": {key: segments.text(key) for key in segments.names()},
+        "nan_losses": data.integer("nan_losses"),
+        "example_offset": data.integer("example_offset"),
+    }
 
 
 def _norm_summary(value: object, where: str) -> NormSummary:
@@ -145,16 +176,6 @@ def read_sidecars(path: Path, header: StoreHeader) -> dict[int, Sidecar]:
     return sidecars
 
 
-def remove_leftovers(path: Path, committed: Iterable[int]) -> None:
-    """Delete what an interrupted writer left in the store at `path`: partial files, and shards not `committed`."""
-    stems = {shard_stem(number) for number in committed}
-    for file in [*path.glob(f"*{PARTIAL}"), *(path / SHARDS).iterdir()]:
-        uncommitted = file.suffix == ".h5" and file.stem.isdigit() and file.stem not in stems
-        if file.suffix == PARTIAL or uncommitted:
-            _log.warning("%s: removed, left by a writer that was interrupted before its commit", file)
-            file.unlink()
-
-
 def _check(file: Path, sidecar: Sidecar, header: StoreHeader) -> None:
     """Refuse a sidecar that does not fit its name, its store or its shard file."""
     expected: dict[str, tuple[object, object]] = {
@@ -162,10 +183,16 @@ def _check(file: Path, sidecar: Sidecar, header: StoreHeader) -> None:
         "fingerprint": (header.fingerprint, sidecar.fingerprint),
         "units": (sorted({unit for unit in sidecar.units if unit < header.n_units}), list(sidecar.units)),
         "norms": ([hook.name for hook in header.hooks], list(sidecar.norms)),
+        "schema_version": (header.schema_version, sidecar.schema_version),
     }
-    for field, (want, got) in expected.items():
+    if sidecar.segment_rows is not None:
+        expected["segments"] = (sorted(segmented(header)), sorted(sidecar.segments))
+        digits = 16 * -(-sidecar.rows // sidecar.segment_rows)
+        for block, hashes in sidecar.segments.items():
+            expected[f"segments[{block!r}]"] = (digits, len(hashes))
+    for key, (want, got) in expected.items():
         if want != got:
-            message = f"{file}: field {field!r} expected {_short(want)}, got {_short(got)}"
+            message = f"{file}: field {key!r} expected {_short(want)}, got {_short(got)}"
             raise StoreFormatError(f"{message}; the sidecar is damaged or of another store: move it and its shard away")
     shard = file.with_suffix(".h5")
     if shard.is_symlink() or not shard.is_file():

@@ -1,91 +1,94 @@
 """Writing a store: units are buffered in memory and committed as immutable shards.
 
-A commit runs: permute the buffered rows by seed -> write `NNNNN.h5.partial` once -> close -> fsync -> rename -> fsync
+A commit runs: permute the buffered rows by seed -> write `NNNNN.h5.partial` once -> fsync -> close -> rename -> fsync
 the folder -> the same for the sidecar `NNNNN.json`. The sidecar's rename is the commit: whatever a kill leaves before
 it is no part of the store and is removed by `StoreWriter.resume`. A committed file is never opened for writing again.
+
+Several processes may write one store: each claims units before it computes them (`claims.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import weakref
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
+from gradatoms_store.claims import Claim, Claims
+from gradatoms_store.commit import commit_shard, committed_units, remove_leftovers, shard_numbers
 from gradatoms_store.errors import StoreError, StoreExistsError, StoreMismatchError, StoreNotFoundError, StoreValueError
-from gradatoms_store.files import PARTIAL, fsync_path, lock_folder, publish, write_text
+from gradatoms_store.files import fsync_path, write_text
 from gradatoms_store.intake import unit_rows
-from gradatoms_store.layout import UnitRows, expected_blocks, shard_arrays
+from gradatoms_store.layout import UnitRows, row_bytes
 from gradatoms_store.schema import STORE_FILE, ExampleRecord, GradientBlock, StoreHeader, read_header
-from gradatoms_store.shard import write_shard
-from gradatoms_store.sidecar import SHARDS, NormSummary, Sidecar, read_sidecars, remove_leftovers, shard_stem
+from gradatoms_store.sidecar import SHARDS, read_sidecars
 
-SPACE_FACTOR = 1.1
-"""Free space asked for before a shard is written, in shards."""
-
-_OVERHEAD_BYTES = 65536
-_log = logging.getLogger(__name__)
+SHARD_BYTES = 2**27
+MAX_ROWS_PER_SHARD = 2**20
+"""Unless told otherwise, a shard holds as many rows as fit SHARD_BYTES, at most MAX_ROWS_PER_SHARD."""
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """A shard whose content is settled, kept until it is committed, so that an interrupted commit can be redone."""
+@dataclass
+class _Job:
+    """A shard on its way to the disk; kept until it is known to be there, so that an interruption loses nothing."""
 
-    number: int
     units: tuple[UnitRows, ...]
+    futures: list[Future[None]] = field(default_factory=list)
 
-    @property
-    def n(self) -> int:
-        return sum(unit.n for unit in self.units)
+    def error(self) -> BaseException | None:
+        """Wait for the job; None when the shard is committed."""
+        return self.futures[-1].exception()
 
 
 class StoreWriter:
     """Appends work units to a store; made by `create` or `resume`, used as a context manager.
 
-    Leaving the context commits the complete units that are buffered, also on KeyboardInterrupt or an exception of the
-    caller's own; after an exception raised by the writer itself nothing more is written. Memory holds the buffered
-    rows in stored form plus one dataset more. One writer a store at a time: a second one is refused.
+    A full buffer is written in the background while the next one fills. Leaving the context commits the complete units
+    that are buffered, also on KeyboardInterrupt or an exception of the caller's own; after an exception raised by the
+    writer itself nothing more is written. Memory holds at most two buffers in stored form and one dataset more.
     """
 
-    def __init__(self, path: Path, header: StoreHeader, rows_per_shard: int, lock: int) -> None:
+    def __init__(self, path: Path, header: StoreHeader, rows_per_shard: int, claims: Claims) -> None:
         """Internal: use `create` or `resume`."""
         self.path = path
         self.header = header
-        self._shards = path / SHARDS
         self._rows_per_shard = rows_per_shard
-        self._unlock = weakref.finalize(self, os.close, lock)
-        self._done: set[int] = set()
-        self._next_number = 0
+        self._claims = claims
+        self._thread = ThreadPoolExecutor(1, "gradatoms-store-writer")
+        self._let_go = weakref.finalize(self, _let_go, claims, self._thread)
+        self._process = os.getpid()
+        self._mine: frozenset[int] = frozenset()
+        self._cursor = 0
+        self._done: frozenset[int] = frozenset()
+        self._read_sidecars: set[str] = set()
         self._buffer: list[UnitRows] = []
-        self._buffered_examples: set[int] = set()
-        self._pending: _Pending | None = None
+        self._job: _Job | None = None
         self._own_error: BaseException | None = None
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], header: StoreHeader, *, rows_per_shard: int = 65536) -> StoreWriter:
+    def create(
+        cls, path: str | os.PathLike[str], header: StoreHeader, *, rows_per_shard: int | None = None
+    ) -> StoreWriter:
         """Make a new store.
 
         Args:
             path: folder to make, `NAME.gstore`; its parent must exist.
             header: what all rows have in common.
-            rows_per_shard: a shard is committed when this many rows are buffered; a unit is never split, so a shard
-                may be larger by less than one unit.
+            rows_per_shard: a shard is committed when this many rows are buffered; a unit is never split, so a shard may
+                be larger by less than one unit. None: as many as fit SHARD_BYTES, at most MAX_ROWS_PER_SHARD.
 
         Raises:
             StoreExistsError: the path exists.
             StoreNotFoundError: its parent does not.
             StoreError: the folder cannot be written.
         """
-        folder = _checked(path, rows_per_shard)
+        folder, rows = Path(path), _rows_per_shard(rows_per_shard, header)
         if not folder.parent.is_dir():
             raise StoreNotFoundError(f"{folder}: expected the folder {folder.parent}, found none; make it first")
         try:
@@ -94,20 +97,27 @@ class StoreWriter:
             message = f"{folder}: expected a path for a new store, found that it exists"
             raise StoreExistsError(f"{message}; resume it, or choose another path") from None
         except OSError as error:
-            raise _disk_error(folder, error) from error
-        writer = cls(folder, header, rows_per_shard, lock_folder(folder))
+            raise disk_error(folder, error) from error
+        claims = Claims(folder)
         try:
-            (folder / SHARDS).mkdir()
-            write_text(folder / STORE_FILE, header.to_json())
-            fsync_path(folder.parent)
+            with claims.exclusive():
+                claims.join()
+                (folder / SHARDS).mkdir()
+                write_text(folder / STORE_FILE, header.to_json())
+                fsync_path(folder.parent)
         except OSError as error:
-            writer._unlock()
-            raise _disk_error(folder, error) from error
-        return writer
+            claims.leave()
+            raise disk_error(folder, error) from error
+        return cls(folder, header, rows, claims)
 
     @classmethod
-    def resume(cls, path: str | os.PathLike[str], header: StoreHeader, *, rows_per_shard: int = 65536) -> StoreWriter:
-        """Go on writing a store; `done_units` tells what it holds. Leftovers of uncommitted shards are removed.
+    def resume(
+        cls, path: str | os.PathLike[str], header: StoreHeader, *, rows_per_shard: int | None = None
+    ) -> StoreWriter:
+        """Go on writing a store, alone or beside other writers; `done_units` tells what it holds.
+
+        What writers that died left of uncommitted shards is removed. A store of an older format version is continued
+        in that version.
 
         Args:
             path: the store's folder.
@@ -118,64 +128,104 @@ class StoreWriter:
             StoreNotFoundError: there is no store.
             StoreMismatchError: the header differs; lists each differing field with both values.
             StoreFormatError: the store is damaged.
-            StoreError: another writer is at work.
+            StoreError: it cannot be written, or a writer of format version 1 has it for itself.
         """
-        folder = _checked(path, rows_per_shard)
+        folder = Path(path)
         on_disk = read_header(folder)
+        rows = _rows_per_shard(rows_per_shard, on_disk)
         differences = on_disk.differences(header)
         if differences:
             message = f"{folder}: expected the header of this store, got another: {'; '.join(differences)}"
             raise StoreMismatchError(
                 f"{message} (here = on disk, there = given); resume with the store's settings or use a new path"
             )
-        writer = cls(folder, on_disk, rows_per_shard, lock_folder(folder))
+        claims = Claims(folder)
         try:
-            sidecars = read_sidecars(folder, on_disk)
-            remove_leftovers(folder, sidecars)
+            with claims.exclusive():
+                claims.join()
+                sidecars = read_sidecars(folder, on_disk)
+                remove_leftovers(folder, sidecars, {claim.shard for claim in claims.others()})
         except StoreError:
-            writer._unlock()
+            claims.leave()
             raise
         except OSError as error:
-            writer._unlock()
-            raise _disk_error(folder, error) from error
-        writer._done = {unit for sidecar in sidecars.values() for unit in sidecar.units}
-        writer._next_number = max(sidecars, default=-1) + 1
+            claims.leave()
+            raise disk_error(folder, error) from error
+        writer = cls(folder, on_disk, rows, claims)
+        writer._done = frozenset(unit for sidecar in sidecars.values() for unit in sidecar.units)
         return writer
 
     @property
     def done_units(self) -> frozenset[int]:
-        """Units in committed shards; a buffered unit is not yet among them."""
-        return frozenset(self._done)
+        """Units in committed shards, those of other writers as of the last claim; a buffered unit is not among them."""
+        return self._done
 
-    def append(self, unit: int, block: GradientBlock, examples: Sequence[ExampleRecord]) -> None:
-        """Buffer one complete work unit; commits a shard when `rows_per_shard` rows are buffered.
+    def claim(self, units: Collection[int] | None = None, *, limit: int | None = None) -> list[int]:
+        """Take units for this writer: those that are neither committed nor claimed by another writer that lives.
 
         Args:
-            unit: number of the unit, 0 to n_units - 1, not done yet.
+            units: the units wanted; None for all of the plan.
+            limit: take at most so many, the lowest first after those taken before.
+
+        Returns:
+            The units taken, which no other writer will be given until this one closes.
+        """
+        self._usable()
+        with self._disk_errors(), self._claims.exclusive():
+            self._done |= committed_units(self.path, self.header, self._read_sidecars)
+            taken = self._mine.union(*(claim.units for claim in self._claims.others()))
+            n = self.header.n_units
+            if units is None:
+                start = self._cursor
+                wanted: Iterator[int] = (unit % n for unit in range(start, start + n))
+            else:
+                wanted = iter(units)
+            free = (unit for unit in wanted if 0 <= unit < n and unit not in self._done and unit not in taken)
+            found = [unit for unit, _ in zip(free, range(n if limit is None else limit), strict=False)]
+            if found:
+                self._mine |= set(found)
+                self._cursor = found[-1] + 1 if units is None else self._cursor
+                self._claims.claim(Claim(self._mine))
+        return found
+
+    def units(self) -> Iterator[int]:
+        """The units left to do, each claimed just before it is given; ends when none is free.
+
+        Units that another writer has claimed and not committed are left to it; if it dies, resume once more.
+        """
+        while found := self.claim(limit=1):
+            yield from found
+
+    def append(self, unit: int, block: GradientBlock, examples: Sequence[ExampleRecord]) -> None:
+        """Buffer one complete work unit; when `rows_per_shard` rows are buffered, they are committed in the background.
+
+        Args:
+            unit: number of the unit, 0 to n_units - 1, not done yet; claimed here if it was not before.
             block: its rows, which may be none; copied.
             examples: its examples, each with its own id; an example belongs to one unit.
 
         Raises:
-            StoreValueError: NaN or Inf (names hook and example), wrong shapes, unknown hook; nothing was buffered.
-            StoreError: the shard could not be written; committed shards are intact.
+            StoreValueError: NaN or Inf (names hook and example), wrong shapes, unknown hook, a unit that is done or that
+                another writer has; nothing was buffered.
+            StoreError: the previous shard could not be written; committed shards are intact.
         """
-        try:
-            self._append(unit, block, examples)
-        except StoreError as error:
-            self._own_error = error
-            raise
+        with self._own():
+            self._usable()
+            entry = self._checked(unit, block, examples)
+            self._buffer.append(entry)
+            if sum(entry.n for entry in self._buffer) >= self._rows_per_shard:
+                self._start()
 
     def flush(self) -> None:
-        """Commit what is buffered.
+        """Commit what is buffered, and wait until it is on the disk.
 
         Raises:
             StoreError: the shard could not be written; committed shards are intact, the rows stay buffered.
         """
-        try:
-            self._flush()
-        except StoreError as error:
-            self._own_error = error
-            raise
+        with self._own():
+            self._usable()
+            self._start()
+            self._finish()
 
     def close(self) -> None:
         """Commit what is buffered and let the store go; closing twice is harmless.
@@ -183,9 +233,9 @@ class StoreWriter:
         Raises:
             StoreError: as for `flush`; the writer stays open.
         """
-        if self._unlock.alive:
+        if self._let_go.alive:
             self.flush()
-            self._unlock()
+            self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -197,103 +247,125 @@ class StoreWriter:
             self.close()
             return
         try:
-            if error is not self._own_error and self._unlock.alive:
+            if error is not self._own_error and self._let_go.alive:
                 self.flush()
         except StoreError as second:
             error.add_note(f"gradatoms_store: what was buffered is lost: {second}")
         finally:
-            self._unlock()
+            self._let_go()
 
-    def _append(self, unit: int, block: GradientBlock, examples: Sequence[ExampleRecord]) -> None:
-        if not self._unlock.alive:
-            raise StoreError(f"{self.path}: expected an open writer, got a closed one; resume the store")
-        buffered = [*(self._pending.units if self._pending else ()), *self._buffer]
-        if unit in self._done or any(entry.unit == unit for entry in buffered):
+    def _checked(self, unit: int, block: GradientBlock, examples: Sequence[ExampleRecord]) -> UnitRows:
+        """The unit in stored form, claimed."""
+        unwritten = [*(self._job.units if self._job else ()), *self._buffer]
+        if unit in self._done or any(entry.unit == unit for entry in unwritten):
             raise StoreValueError(f"unit {unit} expected to be new, it was appended before; skip the done_units")
         entry = unit_rows(unit, block, examples, self.header)
-        ids = {example.id for example in entry.examples}
-        twice = sorted(ids & self._buffered_examples)
+        before = {example.id for buffered in unwritten for example in buffered.examples}
+        twice = sorted({example.id for example in entry.examples} & before)
         if twice:
             message = f"examples of unit {unit} expected ids of no other unit, got {twice[:10]} again"
             raise StoreValueError(f"{message}; lay out the plan so that an example belongs to one unit")
-        self._buffer.append(entry)
-        self._buffered_examples |= ids
-        if sum(buffered.n for buffered in self._buffer) >= self._rows_per_shard:
-            self._flush()
+        if unit not in self._mine and not self.claim([unit]):
+            message = f"unit {unit} expected to be free, got one that another writer has claimed or committed"
+            raise StoreValueError(f"{message}; take the units that `units` gives")
+        return entry
 
-    def _flush(self) -> None:
-        if self._pending is not None:  # an earlier commit was interrupted: finish exactly that shard first
-            self._commit(self._pending)
+    def _start(self) -> None:
+        """Hand the buffer to the background; waits for the shard before it."""
+        self._finish()
         if self._buffer:
-            # An interrupt between these two lines leaves the units in both; the commit drops them from the buffer.
-            self._pending = _Pending(self._next_number, tuple(self._buffer))
-            self._commit(self._pending)
+            job = _Job(tuple(self._buffer))
+            self._job = job
+            self._buffer = []
+            job.futures.append(self._thread.submit(self._commit, job))
 
-    def _commit(self, pending: _Pending) -> None:
-        stem = shard_stem(pending.number)
-        shard, sidecar = self._shards / f"{stem}.h5", self._shards / f"{stem}.json"
-        try:
-            if sidecar.exists():  # an interrupt came between its rename and the lines below: it is committed
-                fsync_path(self._shards)
-            else:
-                self._write(pending, shard, sidecar)
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, StoreError):
-                raise
-            with contextlib.suppress(OSError):
-                shard.with_name(shard.name + PARTIAL).unlink(missing_ok=True)
-            raise _disk_error(shard, error) from error
-        units = {entry.unit for entry in pending.units}
-        self._done |= units
-        self._buffer = [entry for entry in self._buffer if entry.unit not in units]
-        self._next_number = pending.number + 1
-        self._buffered_examples = {example.id for entry in self._buffer for example in entry.examples}
-        self._pending = None
+    def _finish(self) -> None:
+        """Wait for the shard that is being written. An interrupt may strike anywhere here and in `_start`: `_commit` may
+        be asked for twice, and does nothing the second time."""
+        job = self._job
+        if job is None:
+            return
+        if not job.futures:
+            job.futures.append(self._thread.submit(self._commit, job))
+        error = job.error()
+        units = {entry.unit for entry in job.units}
+        rest = [entry for entry in self._buffer if entry.unit not in units]
+        self._buffer = [*job.units, *rest] if error else rest
+        self._job = None
+        if error is not None:
+            raise error
 
-    def _write(self, pending: _Pending, shard: Path, sidecar: Path) -> None:
-        self._check_space(pending, shard)
-        header, n = self.header, pending.n
-        examples = [example for entry in pending.units for example in entry.examples]
-        permutation = np.random.default_rng([header.seed, pending.number]).permutation(n)
-        partial = shard.with_name(shard.name + PARTIAL)
-        arrays = shard_arrays(pending.units, header, permutation)
-        hashes = write_shard(partial, arrays, expected_blocks(header, n, len(examples)))
-        size_bytes = partial.stat().st_size
-        publish(partial, shard)
-        concept = {example.id: example.concept for example in examples}
-        named = (concept[id_] for entry in pending.units for id_ in entry.rows["example"].tolist())
-        content = Sidecar(
-            file=shard.name,
-            fingerprint=header.fingerprint,
-            rows=n,
-            examples=len(examples),
-            bytes=size_bytes,
-            units=tuple(sorted(entry.unit for entry in pending.units)),
-            blocks=hashes,
-            norms={
-                hook.name: NormSummary.of(np.concatenate([entry.norms[hook.name] for entry in pending.units]))
-                for hook in header.hooks
-            },
-            concepts=dict(sorted(Counter(name for name in named if name is not None).items())),
-        )
-        write_text(sidecar, content.to_json())
-        _log.debug("committed %s: %d rows, %d bytes", shard, n, size_bytes)
+    def _commit(self, job: _Job) -> None:
+        units = frozenset(entry.unit for entry in job.units)
+        with self._disk_errors():
+            with self._claims.exclusive():
+                self._done |= committed_units(self.path, self.header, self._read_sidecars)
+                left = [entry for entry in job.units if entry.unit not in self._done]
+                if not left:  # the second time, or an error came after the sidecar's rename
+                    self._mine -= units
+                    return
+                taken = {claim.shard for claim in self._claims.others()}
+                number = max([-1, *shard_numbers(self.path), *(shard for shard in taken if shard is not None)]) + 1
+                self._claims.claim(Claim(self._mine, number))
+            self._check_space(left, number)
+            commit_shard(self.path, self.header, number, left, self._claims)
+            with self._claims.exclusive():
+                self._done |= units
+                self._mine -= units
+                self._claims.claim(Claim(self._mine))
 
-    def _check_space(self, pending: _Pending, shard: Path) -> None:
-        size = sum(entry.size_bytes for entry in pending.units)
-        needed, free = int(SPACE_FACTOR * (size + _OVERHEAD_BYTES)), shutil.disk_usage(self._shards).free
+    def _check_space(self, units: Sequence[UnitRows], number: int) -> None:
+        needed = SPACE_FACTOR * (sum(entry.size_bytes for entry in units) + OVERHEAD_BYTES)
+        free = shutil.disk_usage(self.path).free
         if free < needed:
-            message = f"{shard}: expected {needed} bytes of free space, found {free}"
+            message = f"{self.path}: expected {needed:.0f} bytes of free space for shard {number}, found {free}"
             raise StoreError(f"{message}; committed shards are intact: free space, then resume")
 
+    def _usable(self) -> None:
+        if not self._let_go.alive:
+            raise StoreError(f"{self.path}: expected an open writer, got a closed one; resume the store")
+        if os.getpid() != self._process:
+            message = f"{self.path}: expected the process that opened this writer, got a fork of it"
+            raise StoreError(f"{message}; resume the store in each process")
 
-def _checked(path: str | os.PathLike[str], rows_per_shard: int) -> Path:
-    if rows_per_shard < 1:
-        raise StoreValueError(f"rows_per_shard expected 1 or more, got {rows_per_shard}; give the rows of a shard")
-    return Path(path)
+    @contextlib.contextmanager
+    def _own(self) -> Iterator[None]:
+        """Remember an error of the writer's own, after which nothing more is written."""
+        try:
+            yield
+        except StoreError as error:
+            self._own_error = error
+            raise
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, StoreError):
+                raise
+            raise disk_error(self.path, error) from error
 
 
-def _disk_error(path: Path, error: Exception) -> StoreError:
+SPACE_FACTOR = 1.1
+"""Free space asked for before a shard is written, in shards."""
+
+OVERHEAD_BYTES = 65536
+
+
+def disk_error(path: Path, error: OSError) -> StoreError:
+    """An error of the operating system, in one line that says what to do."""
     reason = " ".join(str(error).split())
     message = f"{path}: expected to write it, got {type(error).__name__} ({reason:.200})"
     return StoreError(f"{message}; committed shards are intact: check space and rights, then resume")
+
+
+def _rows_per_shard(given: int | None, header: StoreHeader) -> int:
+    if given is not None and given < 1:
+        raise StoreValueError(f"rows_per_shard expected 1 or more, got {given}; give the rows of a shard")
+    return given or max(1, min(MAX_ROWS_PER_SHARD, SHARD_BYTES // row_bytes(header)))
+
+
+def _let_go(claims: Claims, thread: ThreadPoolExecutor) -> None:
+    thread.shutdown()
+    claims.leave()

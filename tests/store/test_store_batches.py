@@ -19,7 +19,7 @@ from gradatoms_store import (
     StoreWriter,
     open_store,
 )
-from gradatoms_store.order import BLOCK_ROWS, CHUNK_BYTES, CHUNK_ROWS, chunk_rows
+from gradatoms_store.layout import SEGMENT_BYTES, SEGMENT_ROWS, segment_rows
 
 
 def indices(store: Store, **options: object) -> np.ndarray:
@@ -72,7 +72,6 @@ def test_sequential_is_the_storage_order(store_path: Path, samples: SimpleNamesp
 
 
 def test_shuffled_epoch_has_every_row_once(wide: Store) -> None:
-    assert wide.n_rows > 2 * CHUNK_ROWS
     seen = []
     for batch in wide.batches("h", 999, shuffle=3):
         check(batch)
@@ -89,7 +88,7 @@ def test_shuffle_mixes_shards_and_blocks(wide: Store) -> None:
 
 
 def test_shuffle_draws_the_shards_at_random(wide: Store) -> None:
-    firsts = [next(wide.batches("h", 4096, shuffle=seed)).index // 4000 for seed in range(6)]
+    firsts = [next(wide.batches("h", 4096, shuffle=s, buffer_bytes=2**17)).index // 4000 for s in range(6)]
     assert len({frozenset(np.unique(shards).tolist()) for shards in firsts}) > 1
     assert any(9 in shards for shards in firsts)
 
@@ -181,11 +180,11 @@ def test_batches_are_the_callers_to_change(store_path: Path, samples: SimpleName
 
 
 @pytest.mark.parametrize("d", [2, 576, 6800, 10**6])
-def test_chunk_is_bounded(d: int) -> None:
-    rows = chunk_rows(d)
-    assert BLOCK_ROWS <= rows <= CHUNK_ROWS
-    assert rows % BLOCK_ROWS == 0
-    assert 4 * d * rows <= CHUNK_BYTES or rows == BLOCK_ROWS
+def test_segment_is_bounded(samples: SimpleNamespace, d: int) -> None:
+    rows = segment_rows(samples.header(hooks=(HookSpec(name="h", hf_name="h", d=d),)))
+    assert SEGMENT_ROWS[0] <= rows <= SEGMENT_ROWS[1]
+    assert rows.bit_count() == 1
+    assert 2 * d * rows <= SEGMENT_BYTES or rows == SEGMENT_ROWS[0]
 
 
 def test_a_reader_sees_what_was_committed_when_it_opened(

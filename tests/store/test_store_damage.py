@@ -91,7 +91,7 @@ def test_damaged_sidecars(store_path: Path) -> None:
         ({"file": "00001.h5"}, "'file'"),
         ({"blocks": {}}, "'blocks'"),
         ({"norms": {}}, "'norms'"),
-        ({"schema_version": 2}, "newer gradatoms: upgrade"),
+        ({"schema_version": 3}, "newer gradatoms: upgrade"),
         ({"format": "zip"}, "'format'"),
         ({"surprise": 1}, "unknown field.* surprise"),
         ({"concepts": {"a": None}}, "concepts: field 'a'"),
@@ -120,7 +120,7 @@ def test_damaged_store_json(store_path: Path) -> None:
     file = store_path / "store.json"
     good = json.loads(file.read_text())
     changes: list[tuple[dict[str, Any], str]] = [
-        ({"schema_version": 2}, "newer gradatoms: upgrade"),
+        ({"schema_version": 3}, "newer gradatoms: upgrade"),
         ({"dtype": "int8"}, "dtype"),
         ({"hooks": []}, "hooks"),
         ({"hooks": [{"name": "a/b", "hf_name": "", "d": 3}]}, "hook name"),

@@ -146,7 +146,7 @@ def test_same_input_gives_the_same_bytes(tmp_path: Path, fill: Callable[..., Pat
     a, b = fill(tmp_path / "a.gstore"), fill(tmp_path / "b.gstore")
     names = sorted(str(file.relative_to(a)) for file in a.rglob("*") if file.is_file())
     stems = ("shards/00000", "shards/00001", "shards/00002")
-    assert names == [*(f"{stem}.{ending}" for stem in stems for ending in ("h5", "json")), "store.json"]
+    assert names == [*(f"{stem}.{ending}" for stem in stems for ending in ("h5", "json")), "store.json", "writers/lock"]
     for name in names:
         assert (a / name).read_bytes() == (b / name).read_bytes()
 
@@ -170,7 +170,7 @@ def test_plain_h5py_reads_the_documented_layout(
     path = fill(tmp_path / "s.gstore", rows_per_shard=1000, dtype=dtype)
     raw = samples.raw()
     with h5py.File(path / "shards" / "00000.h5", "r") as file:
-        assert file.attrs["schema_version"] == 1
+        assert file.attrs["schema_version"] == 2
         assert set(file) == {"gradients", "norms", "rows", "examples"}
         order = np.argsort(file["rows/token"][:])
         np.testing.assert_array_equal(file["rows/example"][:][order], raw["example"])

@@ -1,0 +1,127 @@
+"""The steps that make a shard part of a store, and the clearing up after a writer that died between them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gradatoms_store.claims import Claims
+from gradatoms_store.errors import StoreError
+from gradatoms_store.files import PARTIAL, publish, write_text
+from gradatoms_store.jsonio import read_json
+from gradatoms_store.layout import UnitRows, example_arrays, expected_blocks, row_arrays, segment_rows
+from gradatoms_store.schema import STORE_FILE, StoreHeader
+from gradatoms_store.shard import ShardHashes, write_shard
+from gradatoms_store.sidecar import SHARDS, NormSummary, Sidecar, shard_stem
+
+_log = logging.getLogger(__name__)
+
+
+def commit_shard(path: Path, header: StoreHeader, number: int, units: Sequence[UnitRows], claims: Claims) -> None:
+    """Write shard `number` and its sidecar; on an error nothing of it is left.
+
+    Raises:
+        OSError: the disk's.
+        StoreError: the claim was lost, so that the units may be another writer's by now.
+    """
+    shards = path / SHARDS
+    shard = shards / f"{shard_stem(number)}.h5"
+    sidecar, partial = shard.with_suffix(".json"), shard.with_name(shard.name + PARTIAL)
+    examples = example_arrays([example for entry in units for example in entry.examples])
+    text_bytes = {name.split("/")[1]: len(array) for name, array in examples.items() if name.endswith("/data")}
+    n, m = sum(entry.n for entry in units), len(examples["examples/id"])
+    permutation = np.random.default_rng([header.seed, number]).permutation(n)
+    segments = segment_rows(header) if header.schema_version > 1 else None
+
+    arrays = itertools.chain(row_arrays(units, header, permutation), examples.items())
+    published = False
+    try:
+        blocks = expected_blocks(header, n, m, text_bytes)
+        hashes = write_shard(partial, arrays, blocks, segments, header.schema_version)
+        content = _sidecar(header, shard, partial.stat().st_size, units, hashes)
+        with claims.exclusive():
+            if not claims.holds() or shard.exists():
+                message = (
+                    f"{path}: expected to hold shard {number} until its commit, found that others removed the claim"
+                )
+                raise StoreError(f"{message}; do not clear up the folder of a store that is being written")
+            published = True
+            publish(partial, shard)
+            write_text(sidecar, content.to_json())
+    except BaseException:
+        if not sidecar.exists():
+            for file in (partial, sidecar.with_name(sidecar.name + PARTIAL), *([shard] if published else [])):
+                with contextlib.suppress(OSError):
+                    file.unlink(missing_ok=True)
+        raise
+    _log.debug("committed %s: %d rows", shard, n)
+
+
+def _sidecar(
+    header: StoreHeader, shard: Path, size_bytes: int, units: Sequence[UnitRows], hashes: ShardHashes
+) -> Sidecar:
+    examples = [example for entry in units for example in entry.examples]
+    concept = {example.id: example.concept for example in examples}
+    named = (concept[id_] for entry in units for id_ in entry.rows["example"].tolist())
+    return Sidecar(
+        file=shard.name,
+        fingerprint=header.fingerprint,
+        rows=sum(entry.n for entry in units),
+        examples=len(examples),
+        bytes=size_bytes,
+        units=tuple(sorted(entry.unit for entry in units)),
+        blocks=hashes.blocks,
+        norms={
+            hook.name: NormSummary.of(np.concatenate([entry.norms[hook.name] for entry in units]))
+            for hook in header.hooks
+        },
+        concepts=dict(sorted(Counter(name for name in named if name is not None).items())),
+        structure=hashes.structure,
+        segment_rows=hashes.segment_rows,
+        segments=hashes.segments,
+        nan_losses=sum(int(np.isnan(entry.rows["loss"]).sum()) for entry in units),
+        schema_version=header.schema_version,
+    )
+
+
+def shard_numbers(path: Path) -> set[int]:
+    """Numbers that any file in `shards/` bears, committed or not."""
+    stems = {file.name.split(".")[0] for file in (path / SHARDS).iterdir()}
+    return {int(stem) for stem in stems if stem.isdecimal() and len(stem) < 10}
+
+
+def committed_units(path: Path, header: StoreHeader, known: set[str]) -> frozenset[int]:
+    """Units in committed shards whose sidecars are not `known` yet; their names are added to `known`."""
+    found: set[int] = set()
+    for file in (path / SHARDS).glob("*.json"):
+        if file.name not in known:
+            sidecar = Sidecar.from_json(read_json(file), str(file))
+            if sidecar.fingerprint == header.fingerprint:
+                found |= set(sidecar.units)
+            known.add(file.name)
+    return frozenset(found)
+
+
+def remove_leftovers(path: Path, committed: Collection[int], in_work: Collection[int | None]) -> None:
+    """Delete what writers that died left: partial files, and shards that are neither committed nor in work.
+
+    Args:
+        path: the store; its lock is held (`Claims.exclusive`).
+        committed: numbers of committed shards.
+        in_work: numbers that living writers have claimed.
+    """
+    spared = {shard_stem(number) for number in in_work if number is not None}
+    stems = spared | {shard_stem(number) for number in committed}
+    for file in [path / (STORE_FILE + PARTIAL), *(path / SHARDS).iterdir()]:
+        stem = file.name.split(".")[0]
+        partial = file.suffix == PARTIAL and stem not in spared
+        uncommitted = file.suffix == ".h5" and stem.isdecimal() and stem not in stems
+        if (partial or uncommitted) and file.exists():
+            _log.warning("%s: removed, left by a writer that was interrupted before its commit", file)
+            file.unlink()
