@@ -6,16 +6,17 @@ import contextlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
+from gradatoms_store.buffer import RowBuffer
 from gradatoms_store.claims import Claims
 from gradatoms_store.errors import StoreError
 from gradatoms_store.files import PARTIAL, publish, write_text
 from gradatoms_store.jsonio import read_json
-from gradatoms_store.layout import UnitRows, example_arrays, expected_blocks, row_arrays, segment_rows
+from gradatoms_store.layout import example_arrays, expected_blocks, segment_rows
 from gradatoms_store.schema import STORE_FILE, StoreHeader
 from gradatoms_store.shard import ShardHashes, write_shard
 from gradatoms_store.sidecar import SHARDS, NormSummary, Sidecar, shard_stem
@@ -23,7 +24,7 @@ from gradatoms_store.sidecar import SHARDS, NormSummary, Sidecar, shard_stem
 _log = logging.getLogger(__name__)
 
 
-def commit_shard(path: Path, header: StoreHeader, number: int, units: Sequence[UnitRows], claims: Claims) -> None:
+def commit_shard(path: Path, header: StoreHeader, number: int, buffer: RowBuffer, claims: Claims) -> None:
     """Write shard `number` and its sidecar; on an error nothing of it is left.
 
     Raises:
@@ -33,18 +34,18 @@ def commit_shard(path: Path, header: StoreHeader, number: int, units: Sequence[U
     shards = path / SHARDS
     shard = shards / f"{shard_stem(number)}.h5"
     sidecar, partial = shard.with_suffix(".json"), shard.with_name(shard.name + PARTIAL)
-    examples = example_arrays([example for entry in units for example in entry.examples])
+    examples = example_arrays(buffer.examples)
     text_bytes = {name.split("/")[1]: len(array) for name, array in examples.items() if name.endswith("/data")}
-    n, m = sum(entry.n for entry in units), len(examples["examples/id"])
-    permutation = np.random.default_rng([header.seed, number]).permutation(n)
-    segments = segment_rows(header) if header.schema_version > 1 else None
-
-    arrays = itertools.chain(row_arrays(units, header, permutation), examples.items())
+    blocks = expected_blocks(header, buffer.n, len(buffer.examples), text_bytes)
+    permutation = np.random.default_rng([header.seed, number]).permutation(buffer.n)
+    rows = segment_rows(header)
+    pieces = itertools.chain(buffer.pieces(permutation, rows), examples.items())
     published = False
     try:
-        blocks = expected_blocks(header, n, m, text_bytes)
-        hashes = write_shard(partial, arrays, blocks, segments, header.schema_version)
-        content = _sidecar(header, shard, partial.stat().st_size, units, hashes)
+        hashes = write_shard(
+            partial, pieces, blocks, rows if header.schema_version > 1 else None, header.schema_version
+        )
+        content = _sidecar(header, shard, partial.stat().st_size, buffer, hashes)
         with claims.exclusive():
             if not claims.holds() or shard.exists():
                 message = (
@@ -60,32 +61,30 @@ def commit_shard(path: Path, header: StoreHeader, number: int, units: Sequence[U
                 with contextlib.suppress(OSError):
                     file.unlink(missing_ok=True)
         raise
-    _log.debug("committed %s: %d rows", shard, n)
+    _log.debug("committed %s: %d rows", shard, buffer.n)
 
 
-def _sidecar(
-    header: StoreHeader, shard: Path, size_bytes: int, units: Sequence[UnitRows], hashes: ShardHashes
-) -> Sidecar:
-    examples = [example for entry in units for example in entry.examples]
-    concept = {example.id: example.concept for example in examples}
-    named = (concept[id_] for entry in units for id_ in entry.rows["example"].tolist())
+def _sidecar(header: StoreHeader, shard: Path, size_bytes: int, buffer: RowBuffer, hashes: ShardHashes) -> Sidecar:
+    concept = {example.id: example.concept for example in buffer.examples}
+    concepts: Counter[str] = Counter()
+    for id_, rows in zip(*np.unique(buffer.rows("example"), return_counts=True), strict=True):
+        name = concept[int(id_)]
+        if name is not None:
+            concepts[name] += int(rows)
     return Sidecar(
         file=shard.name,
         fingerprint=header.fingerprint,
-        rows=sum(entry.n for entry in units),
-        examples=len(examples),
+        rows=buffer.n,
+        examples=len(buffer.examples),
         bytes=size_bytes,
-        units=tuple(sorted(entry.unit for entry in units)),
+        units=tuple(sorted(buffer.units)),
         blocks=hashes.blocks,
-        norms={
-            hook.name: NormSummary.of(np.concatenate([entry.norms[hook.name] for entry in units]))
-            for hook in header.hooks
-        },
-        concepts=dict(sorted(Counter(name for name in named if name is not None).items())),
+        norms={hook.name: NormSummary.of(buffer.norms(hook.name)) for hook in header.hooks},
+        concepts=dict(sorted(concepts.items())),
         structure=hashes.structure,
         segment_rows=hashes.segment_rows,
         segments=hashes.segments,
-        nan_losses=sum(int(np.isnan(entry.rows["loss"]).sum()) for entry in units),
+        nan_losses=int(np.isnan(buffer.rows("loss")).sum()),
         schema_version=header.schema_version,
     )
 

@@ -132,14 +132,15 @@ def lay_out(blocks: Mapping[str, BlockSpec], attributes: Mapping[str, Any]) -> L
 
 
 def write_container(
-    path: Path, layout: Layout, arrays: Iterable[tuple[str, NDArray[Any]]], written: Callable[[str, NDArray[Any]], None]
+    path: Path, layout: Layout, pieces: Iterable[tuple[str, NDArray[Any]]], written: Callable[[str, NDArray[Any]], None]
 ) -> None:
     """Write a laid-out file with plain writes, and fsync it.
 
     Args:
         path: file to make; one that is there is replaced, so never the name of a committed shard.
         layout: from `lay_out`.
-        arrays: dataset path and C-contiguous array in the dtype on disk, consumed one at a time.
+        pieces: dataset path, and C-contiguous array in the dtype on disk with the next rows of that dataset; all pieces
+            of a dataset follow one another.
         written: called with each of them.
 
     Raises:
@@ -149,12 +150,15 @@ def write_container(
         for start, part in layout.parts.items():
             file.seek(start)
             file.write(part)
-        for name, array in arrays:
+        last = None
+        for name, piece in pieces:
             offset = layout.offsets[name]
-            if offset is not None:
+            if offset is not None and name != last:
                 file.seek(offset)
-                file.write(array.reshape(-1).view(np.uint8).data)
-            written(name, array)
+                last = name
+            if piece.size:
+                file.write(piece.reshape(-1).view(np.uint8).data)
+            written(name, piece)
         file.truncate(layout.size_bytes)
         file.flush()
         os.fsync(file.fileno())

@@ -18,29 +18,33 @@ DISK_DTYPE = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4"}
 _CHUNK_VALUES = 65536
 """Values converted at a time, so that every pass after the first finds them in the processor's cache."""
 
-_HALF_BIAS = np.uint32(2**32 - (112 << 23) + 0x0FFF)
-"""Moves a float32's exponent bias (127) to float16's (15), and adds one below half a unit of the last place kept."""
+_HALF_SCALE = 2.0**-112
+"""Brings a float16's exponent range (bias 15) to the bottom of float32's (bias 127), where the two agree bit for bit,
+subnormals included, but for 13 more bits of fraction."""
 
-_SMALLEST_NORMAL_HALF = np.float32(2.0**-14)
 
-
-def split_norm(gradients: NDArray[Any], dtype: str) -> tuple[NDArray[Any], NDArray[float32]]:
+def split_norm(
+    gradients: NDArray[Any], dtype: str, directions: NDArray[Any] | None = None, norms: NDArray[float32] | None = None
+) -> tuple[NDArray[Any], NDArray[float32]]:
     """Unit directions in the stored dtype, and norms: g = norm * direction.
 
-    The norm is summed in float64, so neither 1e-30 nor 1e30 under- or overflows; g/norm is taken in float64, brought to
-    float32 and rounded to nearest from there. A zero gradient gives norm 0 and a direction of zeros; a NaN or
-    Inf anywhere in a row gives a norm that is not finite, which the caller refuses.
+    The norm is summed in float64, so neither 1e-30 nor 1e30 under- or overflows; g/norm is taken in float64 or, where
+    that changes no more than the last bit of a float32, in float32, and rounded to the nearest from there. A zero
+    gradient gives norm 0 and a direction of zeros; a NaN or Inf anywhere in a row gives a norm that is not finite, which
+    the caller refuses.
 
     Args:
         gradients: raw gradients, float, shape (n, d).
         dtype: stored dtype of the directions.
+        directions: C-contiguous, to write to, shape (n, d) in the dtype on disk; made when None.
+        norms: to write to, float32, shape (n,); made when None.
 
     Returns:
         Directions of shape (n, d), norms of shape (n,) in the gradients' unit (nats per unit of the hook).
     """
     n, d = gradients.shape
-    norms = np.empty(n, np.float32)
-    directions = np.empty((n, d), DISK_DTYPE[dtype])
+    directions = np.empty((n, d), DISK_DTYPE[dtype]) if directions is None else directions
+    norms = np.empty(n, np.float32) if norms is None else norms
     step = _rows_at_once(d)
     for start in range(0, n, step):
         rows = slice(start, start + step)
@@ -50,9 +54,13 @@ def split_norm(gradients: NDArray[Any], dtype: str) -> tuple[NDArray[Any], NDArr
             norms[rows] = length
         if not np.isfinite(norms[rows]).all():
             continue
+        scale = (_HALF_SCALE if dtype == "float16" else 1.0) / np.where(length == 0, 1.0, length)
         unit = np.empty(exact.shape, np.float32)
-        np.multiply(exact, 1.0 / np.where(length == 0, 1.0, length)[:, None], out=unit, casting="same_kind")
-        _to_stored(unit, dtype, directions[rows])
+        if dtype != "float32" and gradients.dtype == np.float32 and _in_float32(scale):
+            np.multiply(gradients[rows], scale[:, None].astype(np.float32), out=unit)
+        else:
+            np.multiply(exact, scale[:, None], out=unit, casting="same_kind")
+        _round(unit, dtype, directions[rows])
     return directions, norms
 
 
@@ -100,32 +108,37 @@ def directions_to_float32(
     return out
 
 
+def _in_float32(scale: NDArray[np.float64]) -> bool:
+    """Whether float32 holds these numbers to its full precision."""
+    return bool(scale.min() > 1e-37 and scale.max() < 1e37)
+
+
 def _rows_at_once(d: int) -> int:
     return max(1, _CHUNK_VALUES // d)
 
 
-def _to_stored(values: NDArray[float32], dtype: str, out: NDArray[Any]) -> None:
-    """Round float32 of magnitude up to 1 (and a rounding more) to the nearest stored value, ties to even."""
-    bits = values.view(np.uint32)
+def _round(values: NDArray[float32], dtype: str, out: NDArray[Any]) -> None:
+    """Round float32 to the nearest stored value, ties away from zero, by adding half of the last place kept.
+
+    Args:
+        values: of magnitude up to 1 (and a rounding more), times _HALF_SCALE for float16; shape (n, d). Overwritten.
+        dtype: stored dtype.
+        out: shape (n, d).
+    """
     if dtype == "float32":
         np.copyto(out, values)
-    elif dtype == "bfloat16":
-        np.copyto(out, (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16, casting="unsafe")
+        return
+    bits = values.view(np.uint32)
+    if dtype == "bfloat16":
+        bits += np.uint32(0x8000)
+        bits >>= 16
     else:
-        half = bits >> 13
-        half &= 1
-        half += bits
-        half += _HALF_BIAS
-        half >>= 13
-        half &= 0x7FFF
         sign = bits >> 16
         sign &= 0x8000
-        half |= sign
-        np.copyto(out.view(np.uint16), half, casting="unsafe")
-        small = np.flatnonzero(np.abs(values) < _SMALLEST_NORMAL_HALF)
-        if len(small):  # float16's subnormals have another grid: numpy rounds them
-            row, column = np.divmod(small, values.shape[1])
-            out[row, column] = values[row, column]
+        bits += np.uint32(0x1000)
+        bits >>= 13
+        bits |= sign  # the old sign, in bit 18 now, falls off
+    np.copyto(out.view(np.uint16), bits, casting="unsafe")
 
 
 def pack_texts(texts: Sequence[str | None]) -> dict[str, NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""What comes from a harvest is checked here, before any of it is buffered, and brought to its stored form."""
+"""What comes from a harvest is checked here, before any of it is buffered."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import numpy as np
 from numpy import float32
 from numpy.typing import NDArray
 
-from gradatoms_store.encoding import split_norm
 from gradatoms_store.errors import StoreValueError
-from gradatoms_store.layout import TEXT_FIELDS, UnitRows
+from gradatoms_store.layout import TEXT_FIELDS
 from gradatoms_store.schema import ROW_FIELDS, ExampleRecord, GradientBlock, StoreHeader
 
 
-def unit_rows(unit: int, block: GradientBlock, examples: Sequence[ExampleRecord], header: StoreHeader) -> UnitRows:
-    """Check one work unit and normalise its gradients; the result shares no memory with the block.
+def checked_rows(
+    unit: int, block: GradientBlock, examples: Sequence[ExampleRecord], header: StoreHeader
+) -> dict[str, NDArray[Any]]:
+    """Check one work unit, all but the values of its gradients; its row fields in their dtypes on disk, copied.
 
     Raises:
-        StoreValueError: NaN or Inf (names hook and example), wrong shapes or dtypes, hooks or examples that do not fit.
+        StoreValueError: wrong shapes or dtypes, hooks or examples that do not fit.
     """
     if not 0 <= unit < header.n_units:
         message = f"unit expected 0 to {header.n_units - 1} as the header's n_units states, got {unit}"
@@ -30,8 +31,21 @@ def unit_rows(unit: int, block: GradientBlock, examples: Sequence[ExampleRecord]
     if len(set(lengths.values())) != 1:
         raise StoreValueError(f"row fields expected one length, got {lengths}; give one value a row in each")
     _check_examples(unit, rows["example"], examples)
-    directions, norms = _gradients(block.gradients, rows["example"], header)
-    return UnitRows(unit=unit, directions=directions, norms=norms, rows=rows, examples=tuple(examples))
+    _check_shapes(block.gradients, len(rows["example"]), header)
+    return rows
+
+
+def refuse_non_finite(hook: str, norms: NDArray[float32], example: NDArray[Any]) -> None:
+    """Refuse gradients whose norms, of shape (n,), are not all finite.
+
+    Raises:
+        StoreValueError: names the hook and the first example.
+    """
+    bad = np.flatnonzero(~np.isfinite(norms))
+    if len(bad):
+        message = f"gradients at {hook} expected finite numbers, got NaN or Inf in {len(bad)} row(s)"
+        where = f"first at example {int(example[bad[0]])} (row {int(bad[0])} of its unit)"
+        raise StoreValueError(f"{message}, {where}; harvest it in float32 or leave the example out")
 
 
 def _row_field(field: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -51,31 +65,19 @@ def _row_field(field: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
     return out
 
 
-def _gradients(
-    gradients: Mapping[str, NDArray[float32]], example: NDArray[Any], header: StoreHeader
-) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[float32]]]:
-    """Directions and norms of each hook of the header."""
+def _check_shapes(gradients: Mapping[str, NDArray[float32]], n: int, header: StoreHeader) -> None:
     valid = [hook.name for hook in header.hooks]
     if set(gradients) != set(valid):
         unknown, missing = sorted(set(gradients) - set(valid)), sorted(set(valid) - set(gradients))
         message = f"gradients expected exactly the hooks {', '.join(valid)}; got unknown {unknown}, missing {missing}"
         raise StoreValueError(f"{message}; harvest the hooks of the header")
-    directions: dict[str, NDArray[Any]] = {}
-    norms: dict[str, NDArray[float32]] = {}
     for hook in header.hooks:
         array = np.asarray(gradients[hook.name])
-        if array.shape != (len(example), hook.d) or array.dtype.kind != "f":
-            message = f"gradients at {hook.name} expected float of shape {(len(example), hook.d)}"
+        if array.shape != (n, hook.d) or array.dtype.kind != "f":
+            message = f"gradients at {hook.name} expected float of shape {(n, hook.d)}"
             raise StoreValueError(
                 f"{message}, got {array.dtype} of {array.shape}; give one row of g for each row field"
             )
-        directions[hook.name], norms[hook.name] = split_norm(array, header.dtype)
-        bad = np.flatnonzero(~np.isfinite(norms[hook.name]))
-        if len(bad):
-            message = f"gradients at {hook.name} expected finite numbers, got NaN or Inf in {len(bad)} row(s)"
-            where = f"first at example {int(example[bad[0]])} (row {int(bad[0])} of its unit)"
-            raise StoreValueError(f"{message}, {where}; harvest it in float32 or leave the example out")
-    return directions, norms
 
 
 def _check_examples(unit: int, example: NDArray[Any], examples: Sequence[ExampleRecord]) -> None:

@@ -1,13 +1,12 @@
-"""The datasets of a shard: which there are, with which dtype and shape, and how buffered units become them."""
+"""The datasets of a shard: which there are, with which dtype and shape, and how big a piece of one is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy import float32, int64
 from numpy.typing import NDArray
 
 from gradatoms_store.encoding import DISK_DTYPE, pack_texts
@@ -84,58 +83,6 @@ def expected_blocks(
     return out
 
 
-@dataclass(frozen=True, kw_only=True)
-class UnitRows:
-    """One buffered work unit, already in stored form: n rows."""
-
-    unit: int
-    directions: dict[str, NDArray[Any]]
-    """Hook name to stored directions, shape (n, d)."""
-    norms: dict[str, NDArray[float32]]
-    """Hook name to norms, shape (n,)."""
-    rows: dict[str, NDArray[Any]]
-    """Row fields, each of shape (n,)."""
-    examples: tuple[ExampleRecord, ...]
-
-    @property
-    def n(self) -> int:
-        """Number of rows."""
-        return len(self.rows["example"])
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes that it takes in a shard, without HDF5's own."""
-        arrays = [array for part in (self.directions, self.norms, self.rows) for array in part.values()]
-        texts = [getattr(example, field) or "" for example in self.examples for field in TEXT_FIELDS]
-        per_example = 8 + 8 * len(TEXT_FIELDS) + len(OPTIONAL_FIELDS)
-        return sum(array.nbytes for array in arrays) + sum(map(_utf8_bytes, texts)) + per_example * len(self.examples)
-
-
-def _utf8_bytes(text: str) -> int:
-    return len(text.encode())
-
-
-def row_arrays(
-    units: Sequence[UnitRows], header: StoreHeader, permutation: NDArray[int64]
-) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The datasets of a shard's rows, one at a time so that memory stays at the buffer plus one dataset.
-
-    Args:
-        units: the buffered units, n rows in all.
-        header: header of the store.
-        permutation: shape (n,); row i of the shard is buffered row `permutation[i]`.
-
-    Yields:
-        Dataset path and array, in the order of `expected_blocks`.
-    """
-    for hook in header.hooks:
-        name = hook.name
-        yield f"gradients/{name}", _joined([unit.directions[name] for unit in units], permutation)
-        yield f"norms/{name}", _joined([unit.norms[name] for unit in units], permutation)
-    for field in ROW_FIELDS:
-        yield f"rows/{field}", _joined([unit.rows[field] for unit in units], permutation)
-
-
 def example_arrays(examples: Sequence[ExampleRecord]) -> dict[str, NDArray[Any]]:
     """The datasets of a shard's examples, dataset path to array, in the order of `expected_blocks`."""
     out: dict[str, NDArray[Any]] = {"examples/id": np.array([example.id for example in examples], "<i8")}
@@ -144,16 +91,4 @@ def example_arrays(examples: Sequence[ExampleRecord]) -> dict[str, NDArray[Any]]
         if field not in OPTIONAL_FIELDS:
             del packed["present"]
         out |= {f"examples/{field}/{part}": array for part, array in packed.items()}
-    return out
-
-
-def _joined(parts: Sequence[NDArray[Any]], permutation: NDArray[int64]) -> NDArray[Any]:
-    """Concatenate along the rows and permute, without the intermediate copy."""
-    out = np.empty((len(permutation), *parts[0].shape[1:]), parts[0].dtype)
-    place = np.empty_like(permutation)
-    place[permutation] = np.arange(len(permutation))
-    start = 0
-    for part in parts:
-        out[place[start : start + len(part)]] = part
-        start += len(part)
     return out

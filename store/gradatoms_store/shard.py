@@ -40,7 +40,7 @@ class ShardHashes:
 
 def write_shard(
     path: Path,
-    arrays: Iterable[tuple[str, NDArray[Any]]],
+    pieces: Iterable[tuple[str, NDArray[Any]]],
     blocks: dict[str, BlockSpec],
     segment_rows: int | None,
     schema_version: int,
@@ -49,7 +49,8 @@ def write_shard(
 
     Args:
         path: file to make; one that is there is replaced, so never the name of a committed shard.
-        arrays: dataset path and array, in the order of `blocks`, consumed one at a time.
+        pieces: dataset path, and the next rows of it; all of a dataset follow one another, of those with an entry a row
+            `segment_rows` at a time.
         blocks: what each dataset must be; shapes without None.
         segment_rows: rows of a segment; None for no hashes of segments.
         schema_version: the store's.
@@ -59,19 +60,25 @@ def write_shard(
     """
     attributes = {"format": np.bytes_(SHARD_FORMAT), "schema_version": np.int64(schema_version)}
     layout = lay_out(blocks, attributes)
-    hashes: dict[str, str] = {}
-    segments: dict[str, str] = {}
+    digests = {name: xxhash.xxh3_128() for name in blocks}
+    segments: dict[str, list[str]] = {}
+    if segment_rows is not None:
+        segments = {name: [] for name in blocks if not name.startswith("examples/")}
 
-    def written(name: str, array: NDArray[Any]) -> None:
-        hashes[name] = block_hash(array)
-        if segment_rows and not name.startswith("examples/"):
-            lows = range(0, len(array), segment_rows)
-            segments[name] = "".join(segment_hash(array[low : low + segment_rows]) for low in lows)
+    def written(name: str, piece: NDArray[Any]) -> None:
+        digests[name].update(piece.reshape(-1).view(np.uint8).data)
+        if name in segments:
+            segments[name].append(segment_hash(piece))
 
-    write_container(path, layout, arrays, written)
+    write_container(path, layout, pieces, written)
     lengths = {name: _length(spec.shape, np.dtype(spec.dtype)) for name, spec in blocks.items()}
     extents = [(start, lengths[name]) for name, start in layout.offsets.items() if start is not None]
-    return ShardHashes(structure_hash(path, extents), hashes, segment_rows, segments)
+    return ShardHashes(
+        structure_hash(path, extents),
+        {name: digest.hexdigest() for name, digest in digests.items()},
+        segment_rows,
+        {name: "".join(hashes) for name, hashes in segments.items()},
+    )
 
 
 def block_hash(array: NDArray[Any]) -> str:

@@ -15,17 +15,17 @@ import shutil
 import weakref
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from gradatoms_store.buffer import RowBuffer
 from gradatoms_store.claims import Claim, Claims
 from gradatoms_store.commit import commit_shard, committed_units, remove_leftovers, shard_numbers
 from gradatoms_store.errors import StoreError, StoreExistsError, StoreMismatchError, StoreNotFoundError, StoreValueError
 from gradatoms_store.files import fsync_path, write_text
-from gradatoms_store.intake import unit_rows
-from gradatoms_store.layout import UnitRows, row_bytes
+from gradatoms_store.layout import row_bytes
 from gradatoms_store.schema import STORE_FILE, ExampleRecord, GradientBlock, StoreHeader, read_header
 from gradatoms_store.sidecar import SHARDS, read_sidecars
 
@@ -38,12 +38,8 @@ MAX_ROWS_PER_SHARD = 2**20
 class _Job:
     """A shard on its way to the disk; kept until it is known to be there, so that an interruption loses nothing."""
 
-    units: tuple[UnitRows, ...]
-    futures: list[Future[None]] = field(default_factory=list)
-
-    def error(self) -> BaseException | None:
-        """Wait for the job; None when the shard is committed."""
-        return self.futures[-1].exception()
+    buffer: RowBuffer
+    future: Future[None] | None = None
 
 
 class StoreWriter:
@@ -51,7 +47,7 @@ class StoreWriter:
 
     A full buffer is written in the background while the next one fills. Leaving the context commits the complete units
     that are buffered, also on KeyboardInterrupt or an exception of the caller's own; after an exception raised by the
-    writer itself nothing more is written. Memory holds at most two buffers in stored form and one dataset more.
+    writer itself nothing more is written. Memory holds two buffers in stored form and a segment (2 MiB) more.
     """
 
     def __init__(self, path: Path, header: StoreHeader, rows_per_shard: int, claims: Claims) -> None:
@@ -67,7 +63,8 @@ class StoreWriter:
         self._cursor = 0
         self._done: frozenset[int] = frozenset()
         self._read_sidecars: set[str] = set()
-        self._buffer: list[UnitRows] = []
+        self._buffer = RowBuffer(header)
+        self._spare = RowBuffer(header)
         self._job: _Job | None = None
         self._own_error: BaseException | None = None
 
@@ -211,9 +208,14 @@ class StoreWriter:
         """
         with self._own():
             self._usable()
-            entry = self._checked(unit, block, examples)
-            self._buffer.append(entry)
-            if sum(entry.n for entry in self._buffer) >= self._rows_per_shard:
+            if self._job is not None and self._buffer is self._job.buffer:  # an interrupt struck inside `_start`
+                self._buffer = self._spare
+            self._refuse_known(unit, examples)
+            if unit not in self._mine and 0 <= unit < self.header.n_units and not self.claim([unit]):
+                message = f"unit {unit} expected to be free, got one that another writer has claimed or committed"
+                raise StoreValueError(f"{message}; take the units that `units` gives")
+            self._buffer.add(unit, block, examples)
+            if self._buffer.n >= self._rows_per_shard:
                 self._start()
 
     def flush(self) -> None:
@@ -254,68 +256,62 @@ class StoreWriter:
         finally:
             self._let_go()
 
-    def _checked(self, unit: int, block: GradientBlock, examples: Sequence[ExampleRecord]) -> UnitRows:
-        """The unit in stored form, claimed."""
-        unwritten = [*(self._job.units if self._job else ()), *self._buffer]
-        if unit in self._done or any(entry.unit == unit for entry in unwritten):
+    def _refuse_known(self, unit: int, examples: Sequence[ExampleRecord]) -> None:
+        unwritten = [self._buffer, *([self._job.buffer] if self._job else [])]
+        if unit in self._done or any(unit in buffer.units for buffer in unwritten):
             raise StoreValueError(f"unit {unit} expected to be new, it was appended before; skip the done_units")
-        entry = unit_rows(unit, block, examples, self.header)
-        before = {example.id for buffered in unwritten for example in buffered.examples}
-        twice = sorted({example.id for example in entry.examples} & before)
+        before = {example.id for buffer in unwritten for example in buffer.examples}
+        twice = sorted({example.id for example in examples} & before)
         if twice:
             message = f"examples of unit {unit} expected ids of no other unit, got {twice[:10]} again"
             raise StoreValueError(f"{message}; lay out the plan so that an example belongs to one unit")
-        if unit not in self._mine and not self.claim([unit]):
-            message = f"unit {unit} expected to be free, got one that another writer has claimed or committed"
-            raise StoreValueError(f"{message}; take the units that `units` gives")
-        return entry
 
     def _start(self) -> None:
-        """Hand the buffer to the background; waits for the shard before it."""
+        """Hand the buffer to the background, after the shard before it is on the disk."""
         self._finish()
-        if self._buffer:
-            job = _Job(tuple(self._buffer))
-            self._job = job
-            self._buffer = []
-            job.futures.append(self._thread.submit(self._commit, job))
+        if self._buffer.units:
+            # An interrupt may strike between any two lines here and in `_finish`; the job is then found and finished.
+            self._job = _Job(self._buffer)
+            self._buffer = self._spare
+            self._job.future = self._thread.submit(self._commit, self._job.buffer)
 
     def _finish(self) -> None:
-        """Wait for the shard that is being written. An interrupt may strike anywhere here and in `_start`: `_commit` may
-        be asked for twice, and does nothing the second time."""
+        """Wait until the shard that is being written is on the disk; one that failed before is tried again."""
         job = self._job
         if job is None:
             return
-        if not job.futures:
-            job.futures.append(self._thread.submit(self._commit, job))
-        error = job.error()
-        units = {entry.unit for entry in job.units}
-        rest = [entry for entry in self._buffer if entry.unit not in units]
-        self._buffer = [*job.units, *rest] if error else rest
-        self._job = None
+        if self._buffer is job.buffer:
+            self._buffer = self._spare
+        if job.future is None:
+            job.future = self._thread.submit(self._commit, job.buffer)  # does nothing if it was committed
+        error = job.future.exception()
         if error is not None:
+            job.future = None
             raise error
+        self._spare = job.buffer
+        self._job = None
+        self._spare.clear()
 
-    def _commit(self, job: _Job) -> None:
-        units = frozenset(entry.unit for entry in job.units)
+    def _commit(self, buffer: RowBuffer) -> None:
+        units = frozenset(buffer.units)
         with self._disk_errors():
             with self._claims.exclusive():
                 self._done |= committed_units(self.path, self.header, self._read_sidecars)
-                left = [entry for entry in job.units if entry.unit not in self._done]
-                if not left:  # the second time, or an error came after the sidecar's rename
+                if units <= self._done:  # the second time, or an error came after the sidecar's rename
                     self._mine -= units
                     return
                 taken = {claim.shard for claim in self._claims.others()}
                 number = max([-1, *shard_numbers(self.path), *(shard for shard in taken if shard is not None)]) + 1
                 self._claims.claim(Claim(self._mine, number))
-            self._check_space(left, number)
-            commit_shard(self.path, self.header, number, left, self._claims)
+            self._check_space(buffer, number)
+            commit_shard(self.path, self.header, number, buffer, self._claims)
             with self._claims.exclusive():
                 self._done |= units
                 self._mine -= units
                 self._claims.claim(Claim(self._mine))
 
-    def _check_space(self, units: Sequence[UnitRows], number: int) -> None:
-        needed = SPACE_FACTOR * (sum(entry.size_bytes for entry in units) + OVERHEAD_BYTES)
+    def _check_space(self, buffer: RowBuffer, number: int) -> None:
+        needed = SPACE_FACTOR * (buffer.size_bytes + OVERHEAD_BYTES)
         free = shutil.disk_usage(self.path).free
         if free < needed:
             message = f"{self.path}: expected {needed:.0f} bytes of free space for shard {number}, found {free}"
