@@ -18,6 +18,7 @@ from gradatoms_store.schema import (
     HookSpec,
     StoreHeader,
 )
+from gradatoms_store.verify import Problem, RepairReport, VerifyReport, repair_store, verify_store
 from gradatoms_store.writer import StoreWriter
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "GradientBatch",
     "GradientBlock",
     "HookSpec",
+    "Problem",
+    "RepairReport",
     "Store",
     "StoreError",
     "StoreExistsError",
@@ -36,6 +39,9 @@ __all__ = [
     "StoreNotFoundError",
     "StoreValueError",
     "StoreWriter",
+    "VerifyReport",
     "open_store",
+    "repair_store",
     "store_info",
+    "verify_store",
 ]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
+
+import xxhash
 
 from gradatoms_store.errors import StoreFormatError
 
@@ -31,6 +34,16 @@ def read_json(path: Path) -> str:
         raise StoreFormatError(
             f"{path}: expected UTF-8 text, found other bytes ({error}); the file is damaged"
         ) from None
+
+
+DIGEST = "digest"
+"""Key of a file's own digest, in version 2 and later."""
+
+
+def digest_of(data: Mapping[str, object]) -> str:
+    """Hex xxh3_128 of JSON data as text: keys sorted at every level, no spaces, non-ASCII characters escaped."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 class Fields:
@@ -96,6 +109,16 @@ class Fields:
             del self._data[field]
             return None
         return self.number(field)
+
+    def without(self, field: str) -> dict[str, object]:
+        """All that is left but one field."""
+        return {key: value for key, value in self._data.items() if key != field}
+
+    def equal(self, field: str, expected: str) -> None:
+        """Take a string that must be this one."""
+        found = self.text(field)
+        if found != expected:
+            self.fail(field, repr(expected), found)
 
     def names(self) -> list[str]:
         """The keys not taken yet."""

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from numpy import float32, int32, int64
 from numpy.typing import NDArray
 
 from gradatoms_store.errors import StoreFormatError, StoreNotFoundError, StoreValueError
-from gradatoms_store.jsonio import Fields, read_json
+from gradatoms_store.jsonio import DIGEST, Fields, digest_of, read_json
 
 SCHEMA_VERSION = 2
 """Version of the format that this package gives new stores, and the newest that it reads; older ones it reads too."""
@@ -104,9 +103,7 @@ class StoreHeader:
     @property
     def fingerprint(self) -> str:
         """Hex xxh3_128 of model, hooks, objective, positions, dtype, space and plan."""
-        data = {field: _plain(getattr(self, field)) for field in FINGERPRINT_FIELDS}
-        text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return xxhash.xxh3_128_hexdigest(text.encode())
+        return digest_of({field: _plain(getattr(self, field)) for field in FINGERPRINT_FIELDS})
 
     def hook(self, name: str) -> HookSpec:
         """The hook of this name.
@@ -141,7 +138,8 @@ class StoreHeader:
     def to_json(self) -> str:
         """The text of `store.json`."""
         data = {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.name != VERSION_FIELD}
-        return json.dumps({"format": STORE_FORMAT, VERSION_FIELD: self.schema_version, **data}, indent=2) + "\n"
+        data = {"format": STORE_FORMAT, VERSION_FIELD: self.schema_version, **data}
+        return json.dumps(data if self.schema_version == 1 else data | {DIGEST: digest_of(data)}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = "store.json") -> StoreHeader:
@@ -155,6 +153,7 @@ class StoreHeader:
             StoreFormatError: damaged, foreign or of a future version; names the file and the field.
         """
         data = Fields.parse(text, where)
+        digest = digest_of(data.without(DIGEST))
         version = data.version(STORE_FORMAT, SCHEMA_VERSION)
         hooks = []
         for number, item in enumerate(data.items("hooks")):
@@ -169,6 +168,8 @@ class StoreHeader:
         values: dict[str, Any] = {"model": data.mapping("model"), VERSION_FIELD: version}
         values |= {field: data.text(field) for field in ("objective", "positions", "dtype", "space", "plan")}
         values |= {field: data.integer(field) for field in ("n_units", "n_examples", "seed")}
+        if version > 1:
+            data.equal(DIGEST, digest)
         data.end()
         try:
             return cls(hooks=tuple(HookSpec(**hook) for hook in hooks), **values)

@@ -13,7 +13,7 @@ from numpy import float32
 from numpy.typing import NDArray
 
 from gradatoms_store.errors import StoreFormatError
-from gradatoms_store.jsonio import Fields, read_json
+from gradatoms_store.jsonio import DIGEST, Fields, digest_of, read_json
 from gradatoms_store.layout import segmented
 from gradatoms_store.schema import SCHEMA_VERSION, VERSION_FIELD, StoreHeader
 
@@ -93,7 +93,8 @@ class Sidecar:
         if version == 1:
             for key in NEW_IN_2:
                 del data[key]
-        return json.dumps({"format": SHARD_FORMAT, VERSION_FIELD: version, **data}) + "\n"
+        data = {"format": SHARD_FORMAT, VERSION_FIELD: version, **data}
+        return json.dumps(data if version == 1 else data | {DIGEST: digest_of(data)}) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Sidecar:
@@ -103,6 +104,7 @@ class Sidecar:
             StoreFormatError: damaged, foreign or of a future version; names the file and the field.
         """
         data = Fields.parse(text, where)
+        digest = digest_of(data.without(DIGEST))
         version = data.version(SHARD_FORMAT, SCHEMA_VERSION)
         blocks = Fields(data.mapping("blocks"), f"{where}: blocks")
         concepts = Fields(data.mapping("concepts"), f"{where}: concepts")
@@ -120,6 +122,8 @@ class Sidecar:
             schema_version=version,
             **(_new_in_2(data, where) if version > 1 else {}),
         )
+        if version > 1:
+            data.equal(DIGEST, digest)
         data.end()
         return sidecar
 
@@ -157,23 +161,50 @@ def read_sidecars(path: Path, header: StoreHeader) -> dict[int, Sidecar]:
         StoreFormatError: a sidecar is damaged or foreign, a shard is missing or has another size, two shards
             hold the same unit; names the file.
     """
-    folder = path / SHARDS
-    if folder.is_symlink() or not folder.is_dir():
-        raise StoreFormatError(f"{folder}: expected a folder, found none; the store is damaged, restore it from a copy")
+    files, strays = sidecar_files(path)
+    for _, message in strays:
+        raise StoreFormatError(message)
     sidecars: dict[int, Sidecar] = {}
     owner: dict[int, str] = {}
-    for file in sorted(folder.glob("*.json"), key=lambda file: (len(file.stem), file.stem)):
-        if not _STEM.fullmatch(file.stem) or shard_stem(int(file.stem)) != file.stem:
-            raise StoreFormatError(f"{file}: expected a name such as 00000.json, found another; move the file away")
-        sidecar = Sidecar.from_json(read_json(file), str(file))
-        _check(file, sidecar, header)
+    for file in files:
+        sidecar = read_sidecar(file, header)
         for unit in sidecar.units:
             if unit in owner:
                 message = f"{file}: field 'units' holds unit {unit}, which {owner[unit]} holds too"
-                raise StoreFormatError(f"{message}; move the newer of the two shards and its sidecar away")
+                raise StoreFormatError(f"{message}; run `atoms store verify --repair` to set the later one aside")
             owner[unit] = file.name
         sidecars[int(file.stem)] = sidecar
     return sidecars
+
+
+def sidecar_files(path: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The sidecars of the store at `path`, ascending by number; and files that only look like one, with what is wrong.
+
+    Raises:
+        StoreFormatError: there is no folder of shards.
+    """
+    folder = path / SHARDS
+    if folder.is_symlink() or not folder.is_dir():
+        raise StoreFormatError(f"{folder}: expected a folder, found none; the store is damaged, restore it from a copy")
+    good: list[Path] = []
+    bad: list[tuple[Path, str]] = []
+    for file in sorted(folder.glob("*.json"), key=lambda file: (len(file.stem), file.stem)):
+        if _STEM.fullmatch(file.stem) and shard_stem(int(file.stem)) == file.stem:
+            good.append(file)
+        else:
+            bad.append((file, f"{file}: expected a name such as 00000.json, found another; move the file away"))
+    return good, bad
+
+
+def read_sidecar(file: Path, header: StoreHeader) -> Sidecar:
+    """One sidecar, checked against its name, its store's header and the size of its shard file.
+
+    Raises:
+        StoreFormatError: it does not fit; names the file.
+    """
+    sidecar = Sidecar.from_json(read_json(file), str(file))
+    _check(file, sidecar, header)
+    return sidecar
 
 
 def _check(file: Path, sidecar: Sidecar, header: StoreHeader) -> None:

@@ -14,11 +14,17 @@ import numpy as np
 import pytest
 
 from gradatoms_store import StoreFormatError, StoreNotFoundError, StoreWriter, open_store
+from gradatoms_store.jsonio import DIGEST, digest_of
+
+
+def forged(data: dict[str, Any]) -> str:
+    """JSON text whose digest fits, as a forger would write it."""
+    rest = {key: value for key, value in data.items() if key != DIGEST}
+    return json.dumps(rest | {DIGEST: digest_of(rest)})
 
 
 def edit(path: Path, **changes: Any) -> None:
-    data = json.loads(path.read_text())
-    path.write_text(json.dumps(data | changes))
+    path.write_text(forged(json.loads(path.read_text()) | changes))
 
 
 def refit(shard: Path) -> None:
@@ -97,7 +103,7 @@ def test_damaged_sidecars(store_path: Path) -> None:
         ({"concepts": {"a": None}}, "concepts: field 'a'"),
     ]
     for change, message in changes:
-        sidecar.write_text(json.dumps(good | change))
+        sidecar.write_text(forged(good | change))
         with pytest.raises(StoreFormatError, match=message) as caught:
             open_store(store_path)
         assert "00002." in str(caught.value)
@@ -132,7 +138,7 @@ def test_damaged_store_json(store_path: Path) -> None:
         ({"objective": "contrast"}, r"00000\.json: field 'fingerprint'"),
     ]
     for change, message in changes:
-        file.write_text(json.dumps(good | change))
+        file.write_text(forged(good | change))
         with pytest.raises(StoreFormatError, match=message):
             open_store(store_path)
     for field in good:
