@@ -9,6 +9,7 @@ from gradatoms_store.errors import (
     StoreValueError,
 )
 from gradatoms_store.info import StoreInfo
+from gradatoms_store.merge import merge_stores
 from gradatoms_store.reader import Store, open_store, store_info
 from gradatoms_store.schema import (
     SCHEMA_VERSION,
@@ -19,6 +20,7 @@ from gradatoms_store.schema import (
     StoreHeader,
 )
 from gradatoms_store.verify import Problem, RepairReport, VerifyReport, repair_store, verify_store
+from gradatoms_store.view import write_view
 from gradatoms_store.writer import StoreWriter
 
 __all__ = [
@@ -40,8 +42,10 @@ __all__ = [
     "StoreValueError",
     "StoreWriter",
     "VerifyReport",
+    "merge_stores",
     "open_store",
     "repair_store",
     "store_info",
     "verify_store",
+    "write_view",
 ]

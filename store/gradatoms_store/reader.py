@@ -48,7 +48,18 @@ def open_store(path: str | os.PathLike[str], *more: str | os.PathLike[str], lazy
         StoreFormatError: a file is damaged, foreign, not to be trusted, or of a future version; names it.
         StoreMismatchError: the stores are not of one kind (names each differing field), or share a unit.
     """
-    folders = [Path(each) for each in (path, *more)]
+    store = open_unviewed([path, *more])
+    for folder in store.paths:
+        inspect_view(folder)
+    if not lazy:
+        for shard in store.shards:
+            _ = shard.places
+    return store
+
+
+def open_unviewed(paths: Sequence[str | os.PathLike[str]]) -> Store:
+    """`open_store`, without a look at the shards and at `view.h5`."""
+    folders = [Path(each) for each in paths]
     headers = [read_header(folder) for folder in folders]
     shards: list[Shard] = []
     units: dict[tuple[str, int], Path] = {}
@@ -67,10 +78,6 @@ def open_store(path: str | os.PathLike[str], *more: str | os.PathLike[str], lazy
             file = folder / SHARDS / sidecar.file
             shards.append(Shard(file, sidecar, header, start, offsets[header.plan] + sidecar.example_offset))
             start += sidecar.rows
-        inspect_view(folder)
-    if not lazy:
-        for shard in shards:
-            _ = shard.places
     return Store(folders, headers, shards)
 
 
@@ -94,7 +101,8 @@ class Store:
         self.headers = tuple(headers)
         self.header = headers[0]
         self.hooks: tuple[str, ...] = tuple(hook.name for hook in self.header.hooks)
-        self._shards = shards
+        self.shards = tuple(shards)
+        """The committed shards; internal to this package."""
         self._starts = np.cumsum([0, *(shard.sidecar.rows for shard in shards)]).astype(int64)
         self._checked: set[tuple[int, str, int]] = set()
 
@@ -114,7 +122,7 @@ class Store:
     @property
     def info(self) -> StoreInfo:
         """What the store holds; reads no shard."""
-        return summarise(self.headers, [shard.sidecar for shard in self._shards])
+        return summarise(self.headers, [shard.sidecar for shard in self.shards])
 
     @cached_property
     def rows(self) -> dict[str, NDArray[Any]]:
@@ -126,7 +134,7 @@ class Store:
             StoreFormatError: a shard's bytes are not those that were committed; names shard and dataset.
         """
         parts: dict[str, list[NDArray[Any]]] = {field: [np.empty(0, dtype)] for field, dtype in ROW_FIELDS.items()}
-        for shard in self._shards:
+        for shard in self.shards:
             with shard.open() as file:
                 for field, found in parts.items():
                     found.append(shard.load(f"rows/{field}", file))
@@ -153,7 +161,7 @@ class Store:
         Raises:
             StoreFormatError: damaged bytes; names the shard.
         """
-        for shard in self._shards:
+        for shard in self.shards:
             yield from shard_examples(shard)
 
     def select(
@@ -180,7 +188,7 @@ class Store:
         """
         if hook is not None:
             self.header.hook(hook)
-        return matching_rows(self._shards, Filter.of(self.hooks, concept, concept is _ANY, loss, position, norm, hook))
+        return matching_rows(self.shards, Filter.of(self.hooks, concept, concept is _ANY, loss, position, norm, hook))
 
     def batches(
         self,
@@ -235,13 +243,13 @@ class Store:
         chunk_rows = max(1, buffer_bytes // _CHUNKS_HELD // row_bytes)
 
         def stream() -> Iterator[GradientBatch]:
-            loader = ChunkLoader(self._shards, hook, wanted, self._checked)
+            loader = ChunkLoader(self.shards, hook, wanted, self._checked)
             try:
                 for epoch in range(epochs):
                     rng = None if shuffle is None else np.random.default_rng([shuffle, epoch])
                     numbers = selected if chosen is None or rng is None else weighted_rows(selected, chosen, rng)
                     cut = Cut(total, size, epoch * -(-total // size), *worker)
-                    planned = chunks(extents(self._shards), numbers, rng, chunk_rows)
+                    planned = chunks(extents(self.shards), numbers, rng, chunk_rows)
                     yield from batches(read_ahead(loader, planned, cut), self.header.dtype, cut)
             finally:
                 loader.close()
@@ -304,7 +312,7 @@ class Store:
         order = np.argsort(index, kind="stable")
         bounds = np.searchsorted(index[order], self._starts)
         for number in np.flatnonzero(np.diff(bounds)).tolist():
-            shard, to = self._shards[number], order[bounds[number] : bounds[number + 1]]
+            shard, to = self.shards[number], order[bounds[number] : bounds[number + 1]]
             source = index[to] - shard.start
             mapped = shard.map()
             gradients[to] = directions_to_float32(

@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from gradatoms_store.claims import Claims
+from gradatoms_store.claims import WRITERS, Claims
 from gradatoms_store.commit import remove_leftovers
 from gradatoms_store.encoding import directions_to_float32
 from gradatoms_store.errors import StoreError, StoreFormatError
@@ -98,7 +98,10 @@ def verify_store(path: str | os.PathLike[str], *, progress: Progress = _silent) 
         StoreNotFoundError: no store there.
         StoreFormatError: `store.json` itself is damaged or of a future version; nothing else can be checked then.
     """
-    folder = Path(path)
+    return _verify(Path(path), Claims(Path(path)), progress)
+
+
+def _verify(folder: Path, claims: Claims, progress: Progress) -> VerifyReport:
     header = read_header(folder)
     problems: list[Problem] = []
     try:
@@ -117,7 +120,7 @@ def verify_store(path: str | os.PathLike[str], *, progress: Progress = _silent) 
         rows += 0 if found else shard.sidecar.rows
         size += shard.sidecar.bytes
     progress("verify", len(shards), len(shards))
-    problems += _uncommitted(folder, {file.stem for file in files})
+    problems += _uncommitted(folder, {file.stem for file in files}, claims)
     return VerifyReport(problems=tuple(problems), shards=len(files), rows=rows, bytes=size)
 
 
@@ -137,7 +140,7 @@ def repair_store(path: str | os.PathLike[str], *, progress: Progress = _silent) 
         with claims.exclusive():
             if claims.others():
                 raise StoreError(f"{folder}: expected no writer at work, found one; repair when it has ended")
-            report = verify_store(folder, progress=progress)
+            report = _verify(folder, claims, progress)
             moved = [name for stem in sorted(_bad_stems(report)) for name in _set_aside(folder, stem)]
             if moved:
                 fsync_path(folder / SHARDS)
@@ -322,11 +325,10 @@ def _rounded(summary: NormSummary) -> object:
     return summary.zeros, list(summary.quantiles), [None if x is None else f"{x:.9g}" for x in numbers]
 
 
-def _uncommitted(folder: Path, committed: set[str]) -> Iterator[Problem]:
+def _uncommitted(folder: Path, committed: set[str], claims: Claims) -> Iterator[Problem]:
     """Shard files without a sidecar, when nobody is writing: a kill left them, or their sidecar was lost."""
-    claims = Claims(folder)
     spared: set[int | None] = set()
-    if (folder / "writers").is_dir() and os.access(folder / "writers", os.W_OK):
+    if (folder / WRITERS).is_dir() and os.access(folder / WRITERS, os.W_OK):
         with claims.exclusive():
             spared = {claim.shard for claim in claims.others()}
     for file in sorted((folder / SHARDS).glob("*.h5")):
