@@ -1,10 +1,10 @@
-"""``atoms harvest`` and ``atoms store``."""
+"""``atoms harvest``."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -46,25 +46,3 @@ def harvest(
     if report.fidelity is not None:
         text += f"\nlowest cosine of a bfloat16 gradient to float32 in the first batch: {report.fidelity:.4f}"
     emit({**asdict(report), "tokens_per_second": report.tokens_per_second, "out": str(out)}, text, as_json=json)
-
-
-def store_info(path: Annotated[Path, typer.Argument(help="A store, NAME.gstore.")], json: Json = False) -> None:
-    """What a store holds, from its sidecars alone."""
-    from gradatoms_store import open_store
-
-    info = open_store(path).info
-    value: dict[str, Any] = {
-        "rows": info.rows,
-        "bytes": info.bytes,
-        "hooks": list(info.hooks),
-        "d": info.d,
-        "examples": info.examples,
-        "complete": info.complete,
-        "model": dict(info.header.model),
-        "objective": info.header.objective,
-        "positions": info.header.positions,
-        "dtype": info.header.dtype,
-    }
-    emit(
-        value, "\n".join(f"{k:10} {', '.join(v) if isinstance(v, list) else v}" for k, v in value.items()), as_json=json
-    )

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from gradatoms_cli import data, dictionary, run, words
+from gradatoms_cli import data, dictionary, run, store, words
 
 app = typer.Typer(
     name="atoms",
@@ -17,13 +17,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-store_app = typer.Typer(help="Look at a gradient store.", no_args_is_help=True, rich_markup_mode=None)
+store_app = typer.Typer(
+    help="Look at a gradient store, check it, bring it elsewhere.", no_args_is_help=True, rich_markup_mode=None
+)
 projector_app = typer.Typer(help="Train and test the projector.", no_args_is_help=True, rich_markup_mode=None)
 
 app.command("demo")(run.demo)
 app.command("harvest")(data.harvest)
 app.add_typer(store_app, name="store")
-store_app.command("info")(data.store_info)
+for name, command in (
+    ("info", store.info),
+    ("verify", store.verify),
+    ("view", store.view),
+    ("merge", store.merge),
+    ("export", store.export),
+    ("import", store.import_),
+):
+    store_app.command(name)(command)
 app.command("fit")(dictionary.fit)
 app.command("eval")(dictionary.evaluate)
 app.command("label")(words.label)

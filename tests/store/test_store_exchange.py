@@ -31,9 +31,9 @@ from gradatoms_store import (
     StoreValueError,
     open_store,
 )
-from gradatoms_store.bergson import import_bergson
-from gradatoms_store.exporting import EXPORTS, export_dataset, export_hdf5, export_safetensors
-from gradatoms_store.importing import import_numpy
+from gradatoms_store.exchange.bergson import import_bergson
+from gradatoms_store.exchange.exporting import EXPORTS, export_dataset, export_hdf5, export_safetensors
+from gradatoms_store.exchange.importing import import_numpy
 
 DTYPES = ("float16", "bfloat16", "float32")
 FIELDS = ("example", "position", "token", "target", "loss")
@@ -200,7 +200,7 @@ def test_a_killed_export_leaves_nothing_under_the_final_name(tmp_path: Path, sto
     code = f"""
 import os, sys
 from gradatoms_store import open_store
-from gradatoms_store import bergson, exporting, importing
+from gradatoms_store.exchange import exporting, import_bergson, import_numpy
 assert not {{"torch", "transformers", "pyarrow", "datasets", "safetensors"}} & set(sys.modules)
 exporting.export_hdf5(open_store({str(store_path)!r}), {str(tmp_path / "s.h5")!r}, batch_rows=10,
     progress=lambda stage, done, total: os._exit(9) if done > 50 else None)

@@ -89,7 +89,8 @@ def harvest(
 
     Args:
         out: path of the ``.gstore`` folder.
-        resume: go on with an existing store of the same model, examples and settings; without it an existing path is refused.
+        resume: go on with an existing store of the same model, examples and settings, also while other processes do;
+            each unit is harvested by one. Without it an existing path is refused.
 
     Raises:
         OutputExistsError: ``out`` is taken and ``resume`` is off.
@@ -113,9 +114,8 @@ def harvest(
     done = sum(len(units[u]) for u in writer.done_units)
     try:
         with writer:
-            for number, unit in enumerate(units):
-                if number in writer.done_units:
-                    continue
+            for number in writer.units():
+                unit = units[number]
                 branches = [branch for i in unit for branch in sequences[i]]
                 found: list[BatchGradients] = []
                 for batch in batched(branches, batch_tokens=config.batch_tokens, device=loaded.device):

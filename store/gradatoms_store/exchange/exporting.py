@@ -20,7 +20,7 @@ from numpy import float32, int64
 from numpy.typing import NDArray
 
 from gradatoms_store.encoding import DISK_DTYPE
-from gradatoms_store.exchange import (
+from gradatoms_store.exchange.common import (
     BATCH_EXAMPLES,
     Counter,
     Progress,
@@ -29,8 +29,8 @@ from gradatoms_store.exchange import (
     named_batches,
     new_output,
 )
+from gradatoms_store.exchange.parquet import export_dataset
 from gradatoms_store.layout import OPTIONAL_FIELDS, TEXT_FIELDS
-from gradatoms_store.parquet import export_dataset
 from gradatoms_store.reader import Store
 from gradatoms_store.schema import ROW_FIELDS
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from gradatoms_store.encoding import directions_to_float32
 from gradatoms_store.errors import StoreError, StoreFormatError, StoreNotFoundError, StoreValueError
+from gradatoms_store.exchange.source import to_float32
 from gradatoms_store.jsonio import Fields, read_json
 from gradatoms_store.schema import GradientBlock
-from gradatoms_store.source import to_float32
 
 DTYPES = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8"}
 """Dtype of an index to the numpy dtype of its bytes; bfloat16 is read as uint16."""

@@ -20,11 +20,11 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from gradatoms_store.bergson_index import BergsonIndex, read_yaml
 from gradatoms_store.errors import StoreMismatchError, StoreValueError
-from gradatoms_store.exchange import Progress
+from gradatoms_store.exchange.bergson_index import BergsonIndex, read_yaml
+from gradatoms_store.exchange.common import Progress
+from gradatoms_store.exchange.source import ExampleFile, RowSource, digest_arrays, write_store
 from gradatoms_store.schema import ROW_FIELDS, ExampleRecord, GradientBlock, HookSpec
-from gradatoms_store.source import ExampleFile, RowSource, digest_arrays, write_store
 
 LOSSES = {"ce": "nll", "kl": "kl", "log_odds": "negative log-odds"}
 """bergson's name of a loss to the objective's."""

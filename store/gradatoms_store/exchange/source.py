@@ -16,7 +16,7 @@ from numpy import float32, int64
 from numpy.typing import NDArray
 
 from gradatoms_store.errors import StoreFormatError, StoreNotFoundError, StoreValueError
-from gradatoms_store.exchange import Progress
+from gradatoms_store.exchange.common import Progress
 from gradatoms_store.jsonio import Fields
 from gradatoms_store.schema import ExampleRecord, GradientBlock, StoreHeader
 from gradatoms_store.writer import StoreWriter

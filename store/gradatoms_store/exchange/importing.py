@@ -14,9 +14,8 @@ from numpy import int64
 from numpy.typing import NDArray
 
 from gradatoms_store.errors import StoreFormatError, StoreNotFoundError, StoreValueError
-from gradatoms_store.exchange import Progress
-from gradatoms_store.schema import ROW_FIELDS, ExampleRecord, GradientBlock, HookSpec
-from gradatoms_store.source import (
+from gradatoms_store.exchange.common import Progress
+from gradatoms_store.exchange.source import (
     UNKNOWN,
     ExampleFile,
     RowSource,
@@ -25,6 +24,7 @@ from gradatoms_store.source import (
     to_float32,
     write_store,
 )
+from gradatoms_store.schema import ROW_FIELDS, ExampleRecord, GradientBlock, HookSpec
 
 
 def import_numpy(

@@ -14,7 +14,7 @@ from numpy import int64
 from numpy.typing import NDArray
 
 from gradatoms_store.errors import StoreError, StoreFormatError, StoreValueError
-from gradatoms_store.exchange import Counter, Progress, batch_size, example_batches, file_ranges, new_output
+from gradatoms_store.exchange.common import Counter, Progress, batch_size, example_batches, file_ranges, new_output
 from gradatoms_store.layout import TEXT_FIELDS
 from gradatoms_store.reader import Store
 from gradatoms_store.schema import ROW_FIELDS, GradientBatch
