@@ -20,9 +20,10 @@ from gradatoms_cli.main import app
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
 MAIN = "from gradatoms_cli.main import main; main()"
-COMMANDS = "demo|harvest|store info|store verify|store view|store merge|store export|store import|fit|eval|label|ls|show|search|describe|projector train|projector eval|steer".split(
-    "|"
-)
+COMMANDS = [
+    *"demo|harvest|store info|store verify|store view|store merge|store export|store import|fit|eval|label".split("|"),
+    *"ls|show|search|describe|projector train|projector eval|steer".split("|"),
+]
 METRIC = {"value", "null", "unit", "better", "n"}
 ATOM = {"atom", "label", "verdict", "density", "coherence", "promoted", "demoted", "scores"}
 

@@ -27,7 +27,6 @@ def atoms(*args: object) -> subprocess.CompletedProcess[str]:
 def printed(*args: object) -> str:
     done = atoms(*args)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
     return done.stdout
 
 
@@ -68,7 +67,7 @@ def test_verify_and_repair(store: Path) -> None:
     assert document("verify", store)["ok"] is True
     shard = store / "shards" / "00001.h5"
     content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
+    content[open_store(store).shards[1].places["examples/meta/data"].extent[0]] ^= 1
     shard.write_bytes(bytes(content))
     done = atoms("verify", store)
     assert done.returncode == 1
