@@ -22,14 +22,14 @@ WINDOW_CHUNKS = 4
 
 @dataclass(frozen=True)
 class Piece:
-    """The rows that a pass takes from one segment."""
+    """The rows that a pass takes from one segment, or from several neighbours whole."""
 
     shard: int
     """Number of the shard in the open store."""
     low: int
-    """First row of the segment, in its shard."""
+    """First row of the segment, or of the first, in its shard."""
     high: int
-    """Row after the last of the segment, in its shard."""
+    """Row after the last of the segment, or of the last, in its shard."""
     rows: NDArray[int64] | None
     """Rows taken, in their shard, ascending, repeats included; None for all of the segment."""
 
@@ -91,7 +91,7 @@ def chunks(
     """
     numbers = [number for number, extent in enumerate(extents) if extent.rows]
     if rng is None:
-        ascending = (piece for n in numbers for piece in _pieces(n, extents[n], selected, chunk_rows))
+        ascending = (piece for n in numbers for piece in _pieces(n, extents[n], selected, chunk_rows, True))
         yield from _grouped(ascending, None, chunk_rows)
         return
     for window in _windows([numbers[i] for i in rng.permutation(len(numbers))], extents, chunk_rows):
@@ -113,9 +113,13 @@ def _windows(numbers: list[int], extents: Sequence[Extent], chunk_rows: int) -> 
         yield window
 
 
-def _pieces(number: int, extent: Extent, selected: NDArray[int64] | None, chunk_rows: int) -> Iterator[Piece]:
+def _pieces(
+    number: int, extent: Extent, selected: NDArray[int64] | None, chunk_rows: int, neighbours: bool = False
+) -> Iterator[Piece]:
+    """The pieces of one shard; with `neighbours`, segments that are taken whole may share one."""
     step = extent.segment_rows
     if selected is None:
+        step *= max(1, chunk_rows // step) if neighbours else 1
         for low in range(0, extent.rows, step):
             yield Piece(number, low, min(low + step, extent.rows), None)
         return

@@ -21,12 +21,15 @@ from gradatoms_store.schema import ROW_FIELDS, ExampleRecord, GradientBatch, Sto
 from gradatoms_store.select import Filter, Range, matching_rows, shard_examples
 from gradatoms_store.shard import Shard
 from gradatoms_store.sidecar import SHARDS, read_sidecars
-from gradatoms_store.stream import ChunkLoader, Cut, batches, extents, read_ahead
+from gradatoms_store.stream import Checked, ChunkLoader, Cut, batches, extents, read_ahead
 
-BUFFER_BYTES = 2**26
+BUFFER_BYTES = 2**25
 """Rows that a stream holds in their dtype on disk, unless told otherwise."""
 
-_CHUNKS_HELD = 3
+SEQUENTIAL_BYTES = 2**23
+"""The same for a stream in order, which gains nothing from holding more than the processor's cache does."""
+
+_CHUNKS_HELD = 2
 _ANY = object()
 
 
@@ -104,7 +107,7 @@ class Store:
         self.shards = tuple(shards)
         """The committed shards; internal to this package."""
         self._starts = np.cumsum([0, *(shard.sidecar.rows for shard in shards)]).astype(int64)
-        self._checked: set[tuple[int, str, int]] = set()
+        self._checked: set[Checked] = set()
 
     def __repr__(self) -> str:
         return f"Store({', '.join(repr(str(p)) for p in self.paths)}, rows={self.n_rows}, hooks={list(self.hooks)})"
@@ -240,7 +243,8 @@ class Store:
         total = self.n_rows if selected is None else len(selected)
         row_bytes = d * np.dtype(DISK_DTYPE[self.header.dtype]).itemsize + 12
         row_bytes += sum(np.dtype(ROW_FIELDS[field]).itemsize for field in wanted)
-        chunk_rows = max(1, buffer_bytes // _CHUNKS_HELD // row_bytes)
+        held_bytes = buffer_bytes if shuffle is not None else min(buffer_bytes, SEQUENTIAL_BYTES)
+        chunk_rows = max(1, held_bytes // _CHUNKS_HELD // row_bytes)
 
         def stream() -> Iterator[GradientBatch]:
             loader = ChunkLoader(self.shards, hook, wanted, self._checked)

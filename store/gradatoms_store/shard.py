@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -179,6 +180,15 @@ class Shard:
         except OSError as error:
             message = f"{self.path}: dataset {block} expected to be readable, got an error ({error.strerror})"
             raise StoreFormatError(f"{message}; {DAMAGED}") from error
+
+    def will_need(self, file: io.FileIO, block: str, first: int, last: int) -> None:
+        """Let the system fetch rows `first` to `last` - 1 of a dataset, without waiting for them."""
+        place = self.places[block]
+        if place.offset is not None and hasattr(os, "posix_fadvise"):
+            row_bytes = place.length_bytes // place.shape[0]
+            start, length = place.offset + first * row_bytes, (last - first) * row_bytes
+            with contextlib.suppress(OSError):  # advice only
+                os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
 
     def load(self, block: str, file: io.FileIO | None = None) -> NDArray[Any]:
         """One whole dataset, checked against its hash.

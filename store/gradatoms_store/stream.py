@@ -17,10 +17,12 @@ from gradatoms_store.encoding import directions_to_float32
 from gradatoms_store.errors import StoreFormatError
 from gradatoms_store.layout import segment_rows
 from gradatoms_store.order import Chunk, Extent, Piece
-from gradatoms_store.schema import ROW_FIELDS, GradientBatch
+from gradatoms_store.schema import GradientBatch
 from gradatoms_store.shard import DAMAGED, Shard, segment_hash
 
 OPEN_FILES = 64
+Checked = tuple[int, tuple[str, ...], int, int]
+"""A shard's number, datasets, first row, and row after the last, whose hashes were found right."""
 
 
 def extents(shards: Sequence[Shard]) -> list[Extent]:
@@ -45,65 +47,74 @@ class LoadedChunk:
 
 
 class ChunkLoader:
-    """Reads chunks of one hook; keeps some files open, and checks each segment the first time it is read."""
+    """Reads chunks of one hook, each into the memory of the one before the last; keeps some files open, and checks each
+    segment the first time it is read."""
 
-    def __init__(
-        self, shards: Sequence[Shard], hook: str, fields: Sequence[str], checked: set[tuple[int, str, int]]
-    ) -> None:
+    def __init__(self, shards: Sequence[Shard], hook: str, fields: Sequence[str], checked: set[Checked]) -> None:
         """
         Args:
             shards: the open store's.
             hook: whose gradients.
             fields: row fields to read too.
-            checked: (shard, dataset, first row) of segments whose hash was found right; added to.
+            checked: what was found right before; added to.
         """
         self._shards = shards
-        self._hook = hook
+        self._blocks = (f"gradients/{hook}", f"norms/{hook}", *(f"rows/{field}" for field in fields))
         self._fields = fields
         self._checked = checked
         self._files: OrderedDict[int, io.FileIO] = OrderedDict()
+        self._memory: list[list[NDArray[Any]]] = [[], []]
 
     def load(self, chunk: Chunk) -> LoadedChunk:
-        """Read a chunk.
+        """Read a chunk; it stays whole until the one after the next is read.
 
         Raises:
             StoreFormatError: bytes are not those that were committed; names the shard, the dataset and the rows.
         """
         n = sum(map(len, chunk.pieces))
-        place = self._shards[chunk.pieces[0].shard].places[f"gradients/{self._hook}"]
-        stored = np.empty((n, place.shape[1]), place.dtype)
-        norms = np.empty(n, np.float32)
-        rows = {field: np.empty(n, ROW_FIELDS[field]) for field in self._fields}
+        arrays = [array[:n] for array in self._room(n, self._shards[chunk.pieces[0].shard])]
+        for piece in chunk.pieces:  # all at once, so that the disk has more than one to fetch at a time
+            shard = self._shards[piece.shard]
+            shard.will_need(self._file(piece.shard), self._blocks[0], piece.low, piece.high)
         index = np.empty(n, np.int64)
         start = 0
         for piece in chunk.pieces:
-            part = slice(start, start + len(piece))
-            self._read(piece, f"gradients/{self._hook}", stored[part])
-            self._read(piece, f"norms/{self._hook}", norms[part])
-            for field, values in rows.items():
-                self._read(piece, f"rows/{field}", values[part])
-            shard = self._shards[piece.shard]
-            index[part] = shard.start + (np.arange(piece.low, piece.high) if piece.rows is None else piece.rows)
-            if shard.example_offset and "example" in rows:
-                rows["example"][part] += shard.example_offset
-            start += len(piece)
-        return LoadedChunk(stored, norms, rows, index, chunk.order)
+            stop = start + len(piece)
+            self._read(piece, [array[start:stop] for array in arrays])
+            first = self._shards[piece.shard].start
+            index[start:stop] = np.arange(piece.low, piece.high) if piece.rows is None else piece.rows
+            index[start:stop] += first
+            start = stop
+        rows = dict(zip(self._fields, arrays[2:], strict=True))
+        return LoadedChunk(arrays[0], arrays[1], rows, index, chunk.order)
 
-    def _read(self, piece: Piece, block: str, out: NDArray[Any]) -> None:
-        """Read one dataset's rows of a piece; whole segments, so that they can be checked."""
+    def _room(self, n: int, shard: Shard) -> list[NDArray[Any]]:
+        """Arrays for n rows, one a dataset; two sets take turns."""
+        self._memory.reverse()
+        held = self._memory[0]
+        if not held or len(held[0]) < n:
+            places = [shard.places[block] for block in self._blocks]
+            held[:] = [np.empty((n, *place.shape[1:]), place.dtype) for place in places]
+        return held
+
+    def _read(self, piece: Piece, out: list[NDArray[Any]]) -> None:
+        """Read the datasets' rows of a piece; whole segments, so that they can be checked."""
         shard, file = self._shards[piece.shard], self._file(piece.shard)
-        whole = out if piece.rows is None else np.empty((piece.high - piece.low, *out.shape[1:]), out.dtype)
-        shard.read_into(file, block, piece.low, whole)
-        key = (piece.shard, block, piece.low)
-        if shard.sidecar.segment_rows is not None and key not in self._checked:
-            digit = 16 * (piece.low // shard.sidecar.segment_rows)
-            expected, found = shard.sidecar.segments[block][digit : digit + 16], segment_hash(whole)
-            if found != expected:
-                message = f"{shard.path}: dataset {block}, rows {piece.low} to {piece.high - 1}"
-                raise StoreFormatError(f"{message}: expected hash {expected}, got {found}; {DAMAGED}")
+        key = (piece.shard, self._blocks, piece.low, piece.high)
+        check = shard.sidecar.segment_rows is not None and key not in self._checked
+        for block, array in zip(self._blocks, out, strict=True):
+            whole = array
+            if piece.rows is not None:
+                whole = np.empty((piece.high - piece.low, *array.shape[1:]), array.dtype)
+            shard.read_into(file, block, piece.low, whole)
+            if check:
+                _check(shard, block, piece.low, whole)
+            if piece.rows is not None:
+                np.take(whole, piece.rows - piece.low, axis=0, out=array, mode="clip")
+            if block == "rows/example":
+                array += shard.example_offset
+        if check:
             self._checked.add(key)
-        if piece.rows is not None:
-            np.take(whole, piece.rows - piece.low, axis=0, out=out, mode="clip")
 
     def _file(self, number: int) -> io.FileIO:
         if number not in self._files:
@@ -117,6 +128,19 @@ class ChunkLoader:
         """Close the files."""
         while self._files:
             self._files.popitem()[1].close()
+
+
+def _check(shard: Shard, block: str, low: int, rows: NDArray[Any]) -> None:
+    """Check rows `low` and following, which are whole segments, against their hashes."""
+    step = shard.sidecar.segment_rows or len(rows)
+    hashes = shard.sidecar.segments[block]
+    for start in range(0, len(rows), step):
+        digit = 16 * ((low + start) // step)
+        expected, found = hashes[digit : digit + 16], segment_hash(rows[start : start + step])
+        if found != expected:
+            last = low + min(start + step, len(rows)) - 1
+            message = f"{shard.path}: dataset {block}, rows {low + start} to {last}"
+            raise StoreFormatError(f"{message}: expected hash {expected}, got {found}; {DAMAGED}")
 
 
 @dataclass(frozen=True)

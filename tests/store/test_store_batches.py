@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,3 +200,128 @@ def test_a_reader_sees_what_was_committed_when_it_opened(
     assert store.n_rows == 40
     assert len(np.concatenate([batch.index for batch in store.batches(store.hooks[0], 8)])) == 40
     assert open_store(path).n_rows == 50
+
+
+def assert_same(one: GradientBatch, other: GradientBatch) -> None:
+    np.testing.assert_array_equal(one.index, other.index)
+    np.testing.assert_array_equal(one.gradients, other.gradients)
+    np.testing.assert_array_equal(one.norms, other.norms)
+    assert list(one.rows) == list(other.rows)
+    for field, values in one.rows.items():
+        np.testing.assert_array_equal(values, other.rows[field])
+
+
+@pytest.mark.parametrize("shuffle", [None, 3])
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_workers_together_read_the_stream_of_one(wide: Store, shuffle: int | None, n: int) -> None:
+    options = {"shuffle": shuffle, "epochs": 2, "buffer_bytes": 2**18}
+    alone = list(wide.batches("h", 999, **options))  # type: ignore[arg-type]
+    parts = [list(wide.batches("h", 999, worker=(i, n), **options)) for i in range(n)]  # type: ignore[arg-type]
+    assert sum(map(len, parts)) == len(alone)
+    for number, batch in enumerate(alone):
+        assert_same(parts[number % n][number // n], batch)
+    rows = np.arange(wide.n_rows)[::-2]
+    alone = list(wide.batches("h", 999, rows=rows, shuffle=shuffle))
+    parts = [list(wide.batches("h", 999, rows=rows, shuffle=shuffle, worker=(i, n))) for i in range(n)]
+    for number, batch in enumerate(alone):
+        assert_same(parts[number % n][number // n], batch)
+
+
+READ = """
+import sys, numpy as np
+from gradatoms_store import open_store
+found = list(open_store(sys.argv[1]).batches("h", 999, shuffle=3, worker=(int(sys.argv[2]), 2)))
+np.savez(sys.argv[3], index=np.concatenate([b.index for b in found]), g=np.concatenate([b.gradients for b in found]))
+"""
+
+
+def test_two_processes_read_the_stream_of_one(wide: Store, tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}.npz" for i in range(2)]
+    commands = [[sys.executable, "-c", READ, str(wide.path), str(i), str(file)] for i, file in enumerate(files)]
+    processes = [subprocess.Popen(command) for command in commands]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    for i, file in enumerate(files):
+        alone = list(wide.batches("h", 999, shuffle=3))[i::2]
+        found = np.load(file)
+        np.testing.assert_array_equal(found["index"], np.concatenate([batch.index for batch in alone]))
+        np.testing.assert_array_equal(found["g"], np.concatenate([batch.gradients for batch in alone]))
+
+
+@pytest.mark.parametrize("buffer_bytes", [1, 5000, 2**20])
+@pytest.mark.parametrize("shuffle", [None, 1])
+def test_any_buffer_gives_every_row_once(wide: Store, buffer_bytes: int, shuffle: int | None) -> None:
+    mask = wide.rows["token"] % 3 != 0
+    index = np.concatenate(
+        [b.index for b in wide.batches("h", 5000, shuffle=shuffle, rows=mask, buffer_bytes=buffer_bytes)]
+    )
+    np.testing.assert_array_equal(np.sort(index), np.flatnonzero(mask))
+    for batch in wide.batches("h", 5000, shuffle=shuffle, buffer_bytes=buffer_bytes):
+        check(batch)
+
+
+def test_only_the_fields_asked_for_are_read(wide: Store) -> None:
+    for rows in (None, np.array([5, 3])):
+        (batch,) = wide.batches("h", 50000, fields=("token", "loss"), rows=rows)
+        assert list(batch.rows) == ["token", "loss"]
+        check(batch)
+    assert wide.read("h", np.array([1]), fields=()).rows == {}
+    with pytest.raises(StoreValueError, match="fields expected"):
+        wide.batches("h", 5, fields=("text",))
+
+
+def test_weights_set_how_often_a_row_comes(wide: Store) -> None:
+    weights = np.random.default_rng(0).exponential(size=wide.n_rows)
+    weights[::7] = 0
+    weights[100] = 500
+    expected = weights * wide.n_rows / weights.sum()
+    seen = np.zeros(wide.n_rows)
+    for epoch in range(4):
+        index = np.concatenate([b.index for b in wide.batches("h", 999, shuffle=epoch, weights=weights)])
+        assert len(index) == wide.n_rows
+        counts = np.bincount(index, minlength=wide.n_rows)
+        assert (counts >= np.floor(expected)).all() and (counts <= np.ceil(expected)).all()
+        seen += counts
+    assert (seen[expected > 0.5] > 0).all()
+    assert (seen[::7] == 0).all()
+    assert abs(seen[expected < 1].sum() / 4 - expected[expected < 1].sum()) < 0.01 * wide.n_rows
+    chosen = np.arange(50, 3050)
+    for batch in wide.batches("h", 999, shuffle=0, rows=chosen, weights=weights):
+        check(batch)
+        assert np.isin(batch.index, chosen).all() and (weights[batch.index] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "shuffle"), [(np.ones(40000), None), (np.ones(3), 0), (-np.ones(40000), 0), (np.zeros(40000), 0)]
+)
+def test_wrong_weights_are_refused(wide: Store, weights: np.ndarray, shuffle: int | None) -> None:
+    with pytest.raises(StoreValueError, match="weights expected"):
+        wide.batches("h", 5, weights=weights, shuffle=shuffle)
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": 0}, {"shuffle": 0, "weights": True}, {"shuffle": 0, "rows": True}])
+def test_memory_while_streaming_follows_the_buffer(tmp_path: Path, samples: SimpleNamespace, options: dict) -> None:
+    n, d, buffer_bytes = 16000, 512, 2**21
+    path = tmp_path / "s.gstore"
+    header = samples.header(hooks=(HookSpec(name="h", hf_name="h", d=d),), n_units=8, n_examples=8, dtype="float32")
+    with StoreWriter.create(path, header, rows_per_shard=4000) as writer:
+        for unit in range(8):
+            numbers = np.arange(n // 8, dtype=np.int32)
+            g = np.random.default_rng(unit).standard_normal((n // 8, d)).astype(np.float32)
+            fields = {"position": numbers, "token": numbers, "target": numbers, "loss": numbers.astype(np.float32)}
+            block = GradientBlock(gradients={"h": g}, example=np.full(n // 8, unit), **fields)
+            writer.append(
+                unit, block, [ExampleRecord(id=unit, prompt="", target="", foil=None, concept=None, meta="{}")]
+            )
+    store = open_store(path)
+    size_bytes = 4 * d * n
+    assert size_bytes > 8 * buffer_bytes
+    if "weights" in options:
+        options = options | {"weights": np.r_[1e9, np.ones(n - 1)]}
+    if "rows" in options:
+        options = options | {"rows": np.arange(0, n, 3)}
+    tracemalloc.start()
+    for _ in store.batches("h", 256, buffer_bytes=buffer_bytes, **options):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < buffer_bytes + 2 * 256 * d * 4 + 2 * SEGMENT_BYTES + 2**20
