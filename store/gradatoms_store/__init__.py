@@ -21,7 +21,7 @@ from gradatoms_store.schema import (
 )
 from gradatoms_store.verify import Problem, RepairReport, VerifyReport, repair_store, verify_store
 from gradatoms_store.view import write_view
-from gradatoms_store.writer import StoreWriter
+from gradatoms_store.writer import StoreWriter, discard_empty
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -42,6 +42,7 @@ __all__ = [
     "StoreValueError",
     "StoreWriter",
     "VerifyReport",
+    "discard_empty",
     "merge_stores",
     "open_store",
     "repair_store",

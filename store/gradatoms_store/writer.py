@@ -343,6 +343,24 @@ class StoreWriter:
             raise disk_error(self.path, error) from error
 
 
+def discard_empty(path: str | os.PathLike[str]) -> bool:
+    """Remove a store that holds no shard and that nobody is writing; whether it was removed.
+
+    Raises:
+        StoreError: the folder cannot be removed.
+    """
+    folder = Path(path)
+    claims = Claims(folder)
+    try:
+        with claims.exclusive():
+            if claims.others() or any((folder / SHARDS).glob("*.json")):
+                return False
+            shutil.rmtree(folder)
+            return True
+    except OSError as error:
+        raise disk_error(folder, error) from error
+
+
 SPACE_FACTOR = 1.1
 """Free space asked for before a shard is written, in shards."""
 

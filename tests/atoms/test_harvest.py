@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from gradatoms.gradients.harvest import HarvestConfig, examples_of, harvest, is_
 from gradatoms.gradients.reference import one_at_a_time
 from gradatoms.gradients.residual import tokenize
 from gradatoms.models import LoadedModel, wrap_model
-from gradatoms_store import Store, StoreMismatchError, open_store
+from gradatoms_store import Store, StoreMismatchError, open_store, verify_store
 
 HOOKS = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 CONFIG = HarvestConfig(hooks=HOOKS, objective="contrast", positions="prediction", batch_tokens=32, unit_examples=3)
@@ -263,3 +265,34 @@ def test_bfloat16_reports_its_fidelity(tiny: LoadedModel, examples: list[Example
     report = harvest(tiny, examples, tmp_path / "a.gstore", replace(CONFIG, dtype="bfloat16"))
     assert report.fidelity is not None and 0.95 < report.fidelity < 1
     assert harvest(tiny, examples, tmp_path / "b.gstore", CONFIG).fidelity is None
+
+
+TOGETHER = """
+import sys, torch
+from gradatoms.examples import read_examples
+from gradatoms.gradients import HarvestConfig, harvest
+from gradatoms.models import load_model
+torch.set_num_threads(1)
+model, corpus, out = sys.argv[1:]
+report = harvest(load_model(model), read_examples(corpus), out, HarvestConfig(unit_examples=2), resume=True)
+print(report.rows)
+"""
+
+
+def test_processes_harvest_one_store_together(small_folder: Path, small_corpus: Path, tmp_path: Path) -> None:
+    together, alone = tmp_path / "together.gstore", tmp_path / "alone.gstore"
+    command = [sys.executable, "-c", TOGETHER, str(small_folder), str(small_corpus)]
+    processes = [
+        subprocess.Popen([*command, str(out)], stdout=subprocess.PIPE, text=True) for out in (together, together, alone)
+    ]
+    rows = [int(process.communicate(timeout=240)[0]) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert rows[0] + rows[1] == rows[2] == 96
+    one, other = open_store(together), open_store(alone)
+    assert verify_store(together).ok and one.info.complete
+    assert one.header == other.header
+    (a, b, rows_a), (c, d, rows_c) = in_order(one, one.hooks[0]), in_order(other, other.hooks[0])
+    np.testing.assert_array_equal(a, c)
+    np.testing.assert_array_equal(b, d)
+    for field, values in rows_a.items():
+        np.testing.assert_array_equal(values, rows_c[field])

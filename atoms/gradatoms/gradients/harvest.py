@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,18 @@ from gradatoms.gradients.residual import (
 )
 from gradatoms.models import HookSite, LoadedModel
 from gradatoms.progress import Progress, silent
-from gradatoms_store import ExampleRecord, GradientBlock, HookSpec, Store, StoreHeader, StoreWriter, open_store
+from gradatoms_store import (
+    ExampleRecord,
+    GradientBlock,
+    HookSpec,
+    Store,
+    StoreExistsError,
+    StoreHeader,
+    StoreNotFoundError,
+    StoreWriter,
+    discard_empty,
+    open_store,
+)
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -95,7 +105,7 @@ def harvest(
     Raises:
         OutputExistsError: ``out`` is taken and ``resume`` is off.
         StoreMismatchError: ``out`` was made from something else (the differing fields are named).
-        GradientError: a gradient is NaN or infinite; a store that this call created and that has no shard yet is removed.
+        GradientError: a gradient is NaN or infinite; a store that this call created goes too, if it is still empty.
     """
     out = Path(out)
     if out.exists() and not resume:
@@ -108,7 +118,7 @@ def harvest(
     ]
     header = _header(loaded, examples, config, hooks, len(units))
     fresh = not out.exists()
-    writer = StoreWriter.create(out, header) if fresh else StoreWriter.resume(out, header)
+    writer = _writer(out, header, resume=resume)
     autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
     rows, tokens, seconds, fidelity = 0, 0, 0.0, None
     done = sum(len(units[u]) for u in writer.done_units)
@@ -133,10 +143,22 @@ def harvest(
                 writer.append(number, block, [_record(i, examples[i]) for i in unit])
                 writer.flush()
     except GradientError:
-        if fresh and not writer.done_units:
-            shutil.rmtree(out)
+        if fresh:
+            discard_empty(out)
         raise
     return HarvestReport(rows=rows, tokens=tokens, seconds=seconds, dtype=config.dtype, fidelity=fidelity)
+
+
+def _writer(out: Path, header: StoreHeader, *, resume: bool) -> StoreWriter:
+    """A writer of a new store or of the one there is; another process may make it at this very moment."""
+    for patience in (0.2, 0.5, 1.0, None):
+        try:
+            return StoreWriter.resume(out, header) if out.exists() else StoreWriter.create(out, header)
+        except (StoreExistsError, StoreNotFoundError):
+            if patience is None or not resume or not out.exists():
+                raise
+            time.sleep(patience)
+    raise AssertionError("unreachable")
 
 
 def is_complete(path: str | Path) -> bool:
