@@ -17,7 +17,7 @@ from gradatoms_store.errors import StoreError
 from gradatoms_store.files import PARTIAL, publish, write_text
 from gradatoms_store.jsonio import read_json
 from gradatoms_store.layout import example_arrays, expected_blocks, segment_rows
-from gradatoms_store.schema import STORE_FILE, StoreHeader
+from gradatoms_store.schema import StoreHeader
 from gradatoms_store.shard import ShardHashes, write_shard
 from gradatoms_store.sidecar import SHARDS, NormSummary, Sidecar, shard_stem
 
@@ -117,7 +117,7 @@ def remove_leftovers(path: Path, committed: Collection[int], in_work: Collection
     """
     spared = {shard_stem(number) for number in in_work if number is not None}
     stems = spared | {shard_stem(number) for number in committed}
-    for file in [path / (STORE_FILE + PARTIAL), *(path / SHARDS).iterdir()]:
+    for file in [*path.glob("*" + PARTIAL), *(path / SHARDS).iterdir()]:
         stem = file.name.split(".")[0]
         partial = file.suffix == PARTIAL and stem not in spared
         uncommitted = file.suffix == ".h5" and stem.isdecimal() and stem not in stems

@@ -54,7 +54,7 @@ def split_norm(
             norms[rows] = length
         if not np.isfinite(norms[rows]).all():
             continue
-        scale = (_HALF_SCALE if dtype == "float16" else 1.0) / np.where(length == 0, 1.0, length)
+        scale = (_HALF_SCALE if dtype == "float16" else 1.0) / np.where(norms[rows] == 0, 1.0, length)
         unit = np.empty(exact.shape, np.float32)
         if dtype != "float32" and gradients.dtype == np.float32 and _in_float32(scale):
             np.multiply(gradients[rows], scale[:, None].astype(np.float32), out=unit)

@@ -30,7 +30,7 @@ def checked_rows(
     lengths = {field: len(array) for field, array in rows.items()}
     if len(set(lengths.values())) != 1:
         raise StoreValueError(f"row fields expected one length, got {lengths}; give one value a row in each")
-    _check_examples(unit, rows["example"], examples)
+    _check_examples(unit, rows["example"], examples, header.n_examples)
     _check_shapes(block.gradients, len(rows["example"]), header)
     return rows
 
@@ -80,13 +80,12 @@ def _check_shapes(gradients: Mapping[str, NDArray[float32]], n: int, header: Sto
             )
 
 
-def _check_examples(unit: int, example: NDArray[Any], examples: Sequence[ExampleRecord]) -> None:
+def _check_examples(unit: int, example: NDArray[Any], examples: Sequence[ExampleRecord], n_examples: int) -> None:
     """The examples of a unit are distinct, are those its rows name, and hold texts that can be stored."""
     ids = [record.id for record in examples]
-    if len(set(ids)) != len(ids) or any(not 0 <= id_ < 2**63 for id_ in ids):
-        raise StoreValueError(
-            f"examples of unit {unit} expected distinct ids from 0, got {ids[:20]}; number them once each"
-        )
+    if len(set(ids)) != len(ids) or any(not 0 <= id_ < n_examples for id_ in ids):
+        message = f"examples of unit {unit} expected distinct ids from 0 to {n_examples - 1}, as the header's n_examples states"
+        raise StoreValueError(f"{message}, got {ids[:20]}; number them once each")
     absent = sorted(set(example.tolist()) - set(ids))
     if absent:
         message = (

@@ -71,7 +71,7 @@ class StoreHeader:
     n_units: int
     """Number of work units; the store is complete when all are committed."""
     n_examples: int
-    """Number of examples in the plan."""
+    """Number of examples in the plan; every example id is below it."""
     seed: int = 0
     """Seed of the permutation of the rows within each shard."""
     schema_version: int = SCHEMA_VERSION

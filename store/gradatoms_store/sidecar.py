@@ -221,6 +221,9 @@ def _check(file: Path, sidecar: Sidecar, header: StoreHeader) -> None:
         digits = 16 * -(-sidecar.rows // sidecar.segment_rows)
         for block, hashes in sidecar.segments.items():
             expected[f"segments[{block!r}]"] = (digits, len(hashes))
+    for hook, norms in sidecar.norms.items():
+        wanted = ([str(q) for q in QUANTILES] if sidecar.rows else [], not sidecar.rows, not sidecar.rows)
+        expected[f"norms[{hook!r}]"] = (wanted, (list(norms.quantiles), norms.min is None, norms.max is None))
     for key, (want, got) in expected.items():
         if want != got:
             message = f"{file}: field {key!r} expected {_short(want)}, got {_short(got)}"

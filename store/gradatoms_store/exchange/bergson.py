@@ -121,7 +121,7 @@ def import_bergson(
         "seed": seed,
     }
     digest = digest_arrays(_content(parts), progress) + (texts.digest if texts else "")
-    source = RowSource(counts=counts, digest=digest, read=read)
+    source = RowSource(counts=counts, ids_end=len(counts), digest=digest, read=read)
     write_store(
         source, out, header, unit_rows=unit_rows, rows_per_shard=rows_per_shard, resume=resume, progress=progress
     )

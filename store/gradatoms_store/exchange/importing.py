@@ -109,7 +109,7 @@ def import_numpy(
         "dtype": dtype,
         "seed": seed,
     }
-    source = RowSource(counts=counts.astype(int64), digest=digest, read=read)
+    source = RowSource(counts=counts.astype(int64), ids_end=int(ids.max(initial=-1)) + 1, digest=digest, read=read)
     write_store(
         source, out, header, unit_rows=unit_rows, rows_per_shard=rows_per_shard, resume=resume, progress=progress
     )

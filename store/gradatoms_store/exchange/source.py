@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,8 @@ class RowSource:
 
     counts: NDArray[int64]
     """Rows of each example, shape (m,)."""
+    ids_end: int
+    """One more than the highest example id."""
     digest: str
     """Digest of the content."""
     read: Callable[[slice, slice], tuple[GradientBlock, list[ExampleRecord]]]
@@ -59,13 +60,12 @@ def write_store(
     unit = starts // (unit_rows or max(1, UNIT_BYTES // (4 * width)))
     bounds = np.concatenate([np.flatnonzero(np.diff(unit, prepend=-1)), [len(unit)]]).tolist()
     plan = xxhash.xxh3_128_hexdigest(f"{source.digest} {bounds}".encode())
-    full = StoreHeader(**header, plan=plan, n_units=len(bounds) - 1, n_examples=len(unit))
+    full = StoreHeader(**header, plan=plan, n_units=len(bounds) - 1, n_examples=source.ids_end)
     ends = np.concatenate([[0], np.cumsum(source.counts)]).tolist()
     with (StoreWriter.resume if resume else StoreWriter.create)(out, full, rows_per_shard=rows_per_shard) as writer:
-        done = writer.done_units
-        for number, (low, high) in enumerate(pairwise(bounds)):
-            if number not in done:
-                writer.append(number, *source.read(slice(low, high), slice(ends[low], ends[high])))
+        for number in writer.units():
+            low, high = bounds[number : number + 2]
+            writer.append(number, *source.read(slice(low, high), slice(ends[low], ends[high])))
             if progress is not None:
                 progress("rows", ends[high], ends[-1])
 
