@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint bench format clean
+.PHONY: help install demo test lint bench faults format clean
 
 help:
 	@echo "make demo     run the whole pipeline on packaged weights and the built-in corpus"
 	@echo "make test     formatting, lint, types, import layers, then the tests"
 	@echo "make bench    the benchmarks"
+	@echo "make faults   the fault tests of the store at length, such as N=500 kills (200 unless told)"
 	@echo "make install  only install into $(VENV)"
 	@echo "make lint     everything of 'make test' but the tests"
 	@echo "make format   rewrite the code in the project's format"
@@ -44,6 +45,10 @@ test: lint
 # Timed without the shape checks that the tests run under.
 bench: install
 	$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' -o addopts='--import-mode=importlib' -s
+
+# `make test` runs them in short.
+faults: install
+	@$(BIN)/python tests/store/faults/run.py -n $(or $(N),200)
 
 format: install
 	$(BIN)/ruff check --select I --fix .

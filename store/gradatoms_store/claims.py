@@ -9,17 +9,18 @@ writer, and whoever finds it removes it. Nothing here is part of a store's conte
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gradatoms_store.errors import StoreError, StoreFormatError
-from gradatoms_store.files import try_lock, try_share
+from gradatoms_store.files import try_lock, try_share, unlock
 
 WRITERS = "writers"
 """Folder of locks and claims inside a store."""
@@ -42,7 +43,8 @@ class Claim:
 class Claims:
     """One process's hold on a store's `writers/` folder.
 
-    A writer calls `join` once, `claim` for what it takes or gives up, and `leave`; `exclusive` is for all.
+    A writer calls `enter` and `join` once, `hold_units` and `hold_shard` for what it takes or gives up, and `leave`;
+    `exclusive` is for all.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,6 +52,8 @@ class Claims:
         self._folder = path / WRITERS
         self._store = path
         self._file = self._folder / f"{uuid.uuid4().hex[:16]}.json"
+        self.own = Claim()
+        """What is this writer's now."""
         self._descriptor: int | None = None
         self._folder_lock: int | None = None
         self._lock: int | None = None
@@ -72,7 +76,7 @@ class Claims:
             finally:
                 self._depth -= 1
                 if self._depth == 0 and self._lock is not None:
-                    os.close(self._lock)
+                    unlock(self._lock)
                     self._lock = None
 
     def _acquire(self) -> int:
@@ -92,28 +96,49 @@ class Claims:
             raise
         return descriptor
 
-    def join(self) -> None:
-        """Become one of the store's writers; within `exclusive`.
+    def enter(self) -> None:
+        """Keep writers of format version 1 out; within `exclusive`.
 
         Raises:
-            StoreError: a writer of format version 1 is at work, which shares with nobody.
+            StoreError: one is at work, which shares with nobody.
         """
         self._folder_lock = os.open(self._store, os.O_RDONLY)
         if not try_share(self._folder_lock):
             self.leave()
             message = f"{self._store}: expected no writer that wants the store for itself, found one at work"
             raise StoreError(f"{message}; wait for it or stop it")
+
+    def join(self) -> None:
+        """Become one of the store's writers; within `exclusive`, after `enter`."""
         self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         if not try_lock(self._descriptor):
             raise StoreError(f"{self._file}: expected a lock on a new file, got none; the file system has no locks")
-        self.claim(Claim())
+        self._write(self.own)
 
-    def claim(self, claim: Claim) -> None:
-        """Write down what is this writer's from now on; within `exclusive`."""
+    def hold_units(self, units: frozenset[int]) -> None:
+        """These units, and no others, are this writer's from now on; within `exclusive`."""
+        self._write(replace(self.own, units=units))
+
+    def hold_shard(self, number: int | None) -> None:
+        """This shard number is this writer's from now on, or none is; within `exclusive`."""
+        self._write(replace(self.own, shard=number))
+
+    def _write(self, claim: Claim) -> None:
+        """Let others see a claim; when the disk has no room for it, they see the one before."""
         if self._descriptor is None:
             raise StoreError(f"{self._store}: expected an open writer, got a closed one; resume the store")
+        try:
+            self._overwrite(claim)
+        except OSError:
+            self._overwrite(self.own)
+            raise
+        self.own = claim
+
+    def _overwrite(self, claim: Claim) -> None:
+        assert self._descriptor is not None
         data = json.dumps({"units": sorted(claim.units), "shard": claim.shard}).encode()
-        os.pwrite(self._descriptor, data, 0)
+        if os.pwrite(self._descriptor, data, 0) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file))
         os.ftruncate(self._descriptor, len(data))
 
     def holds(self) -> bool:
@@ -131,10 +156,13 @@ class Claims:
         for file in sorted(self._folder.glob("*.json")):
             if file == self._file or file.is_symlink():
                 continue
-            descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW)
+            except FileNotFoundError:  # its writer has just left
+                continue
             try:
                 if try_lock(descriptor):
-                    file.unlink()
+                    file.unlink(missing_ok=True)
                 else:
                     found.append(_parsed(os.pread(descriptor, os.fstat(descriptor).st_size, 0), file))
             finally:

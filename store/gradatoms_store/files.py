@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -60,3 +62,22 @@ def try_share(descriptor: int) -> bool:
         except BlockingIOError:
             return False
     return True
+
+
+def unlock(descriptor: int) -> None:
+    """Give up a lock now, also in forks that share the open file, and close it here."""
+    if sys.platform != "win32":
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file, or copy it and remove it where the target is on another device."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copy2(source, target)
+        fsync_path(target)
+        source.unlink()

@@ -18,7 +18,7 @@ from gradatoms_store.claims import WRITERS, Claims
 from gradatoms_store.commit import remove_leftovers
 from gradatoms_store.encoding import directions_to_float32
 from gradatoms_store.errors import StoreError, StoreFormatError
-from gradatoms_store.files import fsync_path
+from gradatoms_store.files import fsync_path, move
 from gradatoms_store.guard import VIEW_FILE, inspect_view
 from gradatoms_store.schema import StoreHeader, read_header
 from gradatoms_store.select import example_texts, shard_examples
@@ -174,7 +174,7 @@ def _set_aside(folder: Path, stem: str) -> Iterator[str]:
         number = 1
         while os.path.lexists(target):
             target, number = aside / f"{name}.{number}", number + 1
-        os.rename(file, target)
+        move(file, target)
         fsync_path(aside)
         _log.warning("%s: set aside as %s", file, target)
         yield target.name
@@ -331,6 +331,7 @@ def _uncommitted(folder: Path, committed: set[str], claims: Claims) -> Iterator[
     if (folder / WRITERS).is_dir() and os.access(folder / WRITERS, os.W_OK):
         with claims.exclusive():
             spared = {claim.shard for claim in claims.others()}
+            committed = committed | {file.stem for file in (folder / SHARDS).glob("*.json")}  # meanwhile
     for file in sorted((folder / SHARDS).glob("*.h5")):
         if file.stem.isdecimal() and file.stem not in committed and int(file.stem) not in spared:
             message = f"{file}: expected a sidecar {file.stem}.json beside it, found none; its rows do not count"

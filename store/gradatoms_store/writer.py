@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from gradatoms_store.buffer import RowBuffer
-from gradatoms_store.claims import Claim, Claims
+from gradatoms_store.claims import Claims
 from gradatoms_store.commit import commit_shard, committed_units, remove_leftovers, shard_numbers
 from gradatoms_store.errors import StoreError, StoreExistsError, StoreMismatchError, StoreNotFoundError, StoreValueError
 from gradatoms_store.files import fsync_path, write_text
@@ -59,7 +59,6 @@ class StoreWriter:
         self._thread = ThreadPoolExecutor(1, "gradatoms-store-writer")
         self._let_go = weakref.finalize(self, _let_go, claims, self._thread)
         self._process = os.getpid()
-        self._mine: frozenset[int] = frozenset()
         self._cursor = 0
         self._done: frozenset[int] = frozenset()
         self._read_sidecars: set[str] = set()
@@ -98,6 +97,7 @@ class StoreWriter:
         claims = Claims(folder)
         try:
             with claims.exclusive():
+                claims.enter()
                 claims.join()
                 (folder / SHARDS).mkdir()
                 write_text(folder / STORE_FILE, header.to_json())
@@ -139,9 +139,10 @@ class StoreWriter:
         claims = Claims(folder)
         try:
             with claims.exclusive():
-                claims.join()
+                claims.enter()
                 sidecars = read_sidecars(folder, on_disk)
                 remove_leftovers(folder, sidecars, {claim.shard for claim in claims.others()})
+                claims.join()
         except StoreError:
             claims.leave()
             raise
@@ -170,7 +171,8 @@ class StoreWriter:
         self._usable()
         with self._disk_errors(), self._claims.exclusive():
             self._done |= committed_units(self.path, self.header, self._read_sidecars)
-            taken = self._mine.union(*(claim.units for claim in self._claims.others()))
+            mine = self._claims.own.units
+            taken = mine.union(*(claim.units for claim in self._claims.others()))
             n = self.header.n_units
             if units is None:
                 start = self._cursor
@@ -180,9 +182,8 @@ class StoreWriter:
             free = (unit for unit in wanted if 0 <= unit < n and unit not in self._done and unit not in taken)
             found = [unit for unit, _ in zip(free, range(n if limit is None else limit), strict=False)]
             if found:
-                self._mine |= set(found)
+                self._claims.hold_units(mine | set(found))
                 self._cursor = found[-1] + 1 if units is None else self._cursor
-                self._claims.claim(Claim(self._mine))
         return found
 
     def units(self) -> Iterator[int]:
@@ -204,14 +205,14 @@ class StoreWriter:
         Raises:
             StoreValueError: NaN or Inf (names hook and example), wrong shapes, unknown hook, a unit that is done or that
                 another writer has; nothing was buffered.
-            StoreError: the previous shard could not be written; committed shards are intact.
+            StoreError: the previous shard could not be written; committed shards are intact, this unit is buffered.
         """
         with self._own():
             self._usable()
             if self._job is not None and self._buffer is self._job.buffer:  # an interrupt struck inside `_start`
                 self._buffer = self._spare
             self._refuse_known(unit, examples)
-            if unit not in self._mine and 0 <= unit < self.header.n_units and not self.claim([unit]):
+            if unit not in self._claims.own.units and 0 <= unit < self.header.n_units and not self.claim([unit]):
                 message = f"unit {unit} expected to be free, got one that another writer has claimed or committed"
                 raise StoreValueError(f"{message}; take the units that `units` gives")
             self._buffer.add(unit, block, examples)
@@ -298,17 +299,17 @@ class StoreWriter:
             with self._claims.exclusive():
                 self._done |= committed_units(self.path, self.header, self._read_sidecars)
                 if units <= self._done:  # the second time, or an error came after the sidecar's rename
-                    self._mine -= units
+                    self._claims.hold_units(self._claims.own.units - units)
                     return
                 taken = {claim.shard for claim in self._claims.others()}
                 number = max([-1, *shard_numbers(self.path), *(shard for shard in taken if shard is not None)]) + 1
-                self._claims.claim(Claim(self._mine, number))
+                self._claims.hold_shard(number)
             self._check_space(buffer, number)
             commit_shard(self.path, self.header, number, buffer, self._claims)
             with self._claims.exclusive():
                 self._done |= units
-                self._mine -= units
-                self._claims.claim(Claim(self._mine))
+                self._claims.hold_shard(None)
+                self._claims.hold_units(self._claims.own.units - units)
 
     def _check_space(self, buffer: RowBuffer, number: int) -> None:
         needed = SPACE_FACTOR * (buffer.size_bytes + OVERHEAD_BYTES)

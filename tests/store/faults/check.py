@@ -37,7 +37,13 @@ class Finding:
         return not (self.lost or self.duplicated or self.unreadable or self.complaints)
 
 
-def inspect(path: Path, content: Content, must: Collection[int] = (), before: Finding | None = None) -> Finding:
+def inspect(
+    path: Path,
+    content: Content,
+    must: Collection[int] = (),
+    before: Finding | None = None,
+    moving: bool = False,
+) -> Finding:
     """Read a whole store and compare it.
 
     Args:
@@ -45,6 +51,7 @@ def inspect(path: Path, content: Content, must: Collection[int] = (), before: Fi
         content: of its plan.
         must: units that must be there, such as those that a writer said were committed.
         before: what was found earlier; all of it must still be there, in the same bytes.
+        moving: others write it meanwhile, so that the sidecars on disk may be more than were read.
     """
     found = Finding()
     must = set(must) | (before.units if before else frozenset())
@@ -60,8 +67,10 @@ def inspect(path: Path, content: Content, must: Collection[int] = (), before: Fi
     found.rows = len(rows.fields["token"])
     found.files = committed_files(path)
     units = [unit for file in sidecars(path) for unit in json.loads(file.read_text())["units"]]
-    found.units = frozenset(units)
     tokens = rows.fields["token"]
+    if moving:
+        units = np.unique(tokens // ROWS).tolist()
+    found.units = frozenset(units)
     valid = (tokens >= 0) & (tokens < ROWS * content.n_units)
     exact = np.zeros(len(tokens), bool)
     exact[valid] = rows.take(np.flatnonzero(valid)).equal(content.rows.take(tokens[valid]))

@@ -49,7 +49,9 @@ class Rows:
         for hook, directions in self.directions.items():
             same &= (directions == other.directions[hook]).all(axis=1) & (self.norms[hook] == other.norms[hook])
         for field, values in self.fields.items():
-            same &= (values == other.fields[field]) | ((values != values) & (other.fields[field] != other.fields[field]))
+            same &= (values == other.fields[field]) | (
+                (values != values) & (other.fields[field] != other.fields[field])
+            )
         return same
 
     def take(self, index: np.ndarray[Any, Any]) -> Rows:
