@@ -156,7 +156,8 @@ def unpack_texts(
     """Inverse of `pack_texts`; without `present` no text is None.
 
     Raises:
-        StoreFormatError: offsets do not fit the data, or bytes that are not UTF-8; `where` names file and field.
+        StoreFormatError: offsets do not fit the data, flags other than 0 and 1, an absent text with bytes, or bytes that
+            are not UTF-8; `where` names file and field.
     """
     if len(offsets) < 1 or offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
         message = f"{where}: offsets expected to rise from 0 to {len(data)}, got others"
@@ -170,4 +171,7 @@ def unpack_texts(
         raise StoreFormatError(f"{message}; the shard is damaged: restore it from a copy") from None
     if present is None:
         return list(texts)
+    if (present > 1).any() or np.diff(offsets)[present == 0].any():
+        message = f"{where}: present expected 1, or 0 and no bytes of text, got others"
+        raise StoreFormatError(f"{message}; the shard is damaged: restore it from a copy")
     return [text if flag else None for text, flag in zip(texts, present.tolist(), strict=True)]

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
+import stat
 import sys
 from pathlib import Path
+
+from gradatoms_store.errors import StoreFormatError
 
 if sys.platform != "win32":
     import fcntl
 
 PARTIAL = ".partial"
 """Suffix of a file that is being written; it counts for nothing until it is renamed."""
+
+_READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def open_regular(path: Path) -> io.FileIO:
+    """Open a file for reading that may be hostile: a link, a pipe that nobody writes to, a device.
+
+    Raises:
+        StoreFormatError: it is not a regular file.
+        OSError: it cannot be opened.
+    """
+    kind = os.lstat(path).st_mode
+    if not stat.S_ISREG(kind):  # asked before it is opened: that alone may hang, or set a device to work
+        message = f"{path}: expected a regular file, found a link or another kind ({stat.filemode(kind)})"
+        raise StoreFormatError(f"{message}; replace it by the file")
+    return open(path, "rb", buffering=0, opener=lambda name, _: os.open(name, _READ))
 
 
 def fsync_path(path: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import reprlib
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -10,9 +14,19 @@ from typing import NoReturn
 import xxhash
 
 from gradatoms_store.errors import StoreFormatError
+from gradatoms_store.files import open_regular
 
-MAX_JSON_BYTES = 256 * 2**20
-"""A larger `store.json` or sidecar is refused before it is read."""
+MAX_JSON_BYTES = 2**24
+"""A larger `store.json` or sidecar is refused before it is read: a million work units take half of it."""
+
+MAX_PARSED_BYTES = 100 * 2**20
+"""JSON whose parts would take more memory, by a cautious estimate, is refused before it is parsed."""
+
+MAX_DEPTH = 8
+"""Objects and lists within each other; the format has four."""
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother = 2, 100, 100
 
 
 def read_json(path: Path) -> str:
@@ -21,19 +35,18 @@ def read_json(path: Path) -> str:
     Raises:
         StoreFormatError: not a regular file, too large, or not UTF-8.
     """
-    if path.is_symlink() or not path.is_file():
-        raise StoreFormatError(f"{path}: expected a regular file, found a link or another kind; replace it by the file")
-    size = path.stat().st_size
-    if size > MAX_JSON_BYTES:
-        raise StoreFormatError(
-            f"{path}: expected at most {MAX_JSON_BYTES} bytes, found {size}; do not trust this store"
-        )
     try:
-        return path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            content = file.read(min(os.fstat(file.fileno()).st_size, MAX_JSON_BYTES) + 1)
+    except OSError as error:
+        raise StoreFormatError(f"{path}: expected a readable file, got {error}; restore it from a copy") from error
+    if len(content) > MAX_JSON_BYTES:
+        raise StoreFormatError(f"{path}: expected at most {MAX_JSON_BYTES} bytes, got more; do not trust this store")
+    try:
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise StoreFormatError(
-            f"{path}: expected UTF-8 text, found other bytes ({error}); the file is damaged"
-        ) from None
+        message = f"{path}: expected UTF-8 text, found other bytes ({error})"
+        raise StoreFormatError(f"{message}; the file is damaged, restore it from a copy") from None
 
 
 DIGEST = "digest"
@@ -51,32 +64,34 @@ class Fields:
 
     def __init__(self, data: object, where: str) -> None:
         """`data`: the parsed value; `where`: file (and field) for messages."""
-        self.where = where
+        self.where = where if len(where) < 500 else f"{where[:500]}..."
         if not isinstance(data, dict):
             self.fail("content", "a JSON object", data)
         self._data: dict[str, object] = dict(data)
 
     @classmethod
     def parse(cls, text: str, where: str) -> Fields:
-        """Parse JSON text that must hold one object; NaN and Infinity are refused."""
+        """Parse JSON text that must hold one object, strictly.
 
-        def refuse(constant: str) -> NoReturn:
-            raise ValueError(f"{constant} is not JSON")
-
+        Refused are NaN and Infinity, a key twice in one object, halves of characters (a lone `\\ud800`), deep nesting, and
+        text that would fill the memory.
+        """
+        parsed_bytes = 3 * sys.getsizeof(text) + 40 * text.count(",") + 110 * text.count('"')
+        parsed_bytes += 80 * (text.count("[") + text.count("{"))
         try:
-            return cls(json.loads(text, parse_constant=refuse), where)
+            if parsed_bytes > MAX_PARSED_BYTES:
+                raise ValueError(f"about {parsed_bytes} bytes of values, {MAX_PARSED_BYTES} are allowed")
+            data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_distinct)
+            _refuse_deep(data, MAX_DEPTH)
         except (ValueError, RecursionError) as error:
-            if isinstance(error, StoreFormatError):
-                raise
             message = f"{where}: expected valid JSON, got {error}; the file is damaged, restore it from a copy"
             raise StoreFormatError(message) from None
+        return cls(data, where)
 
     def fail(self, field: str, expected: str, got: object) -> NoReturn:
         """Refuse a field."""
-        shown = repr(got)
-        shown = shown if len(shown) <= 120 else shown[:117] + "..."
-        message = f"{self.where}: field {field!r} expected {expected}, got {shown}; the file is damaged or foreign"
-        raise StoreFormatError(message)
+        message = f"{self.where}: field {_SHOWN.repr(field)} expected {expected}, got {_SHOWN.repr(got)}"
+        raise StoreFormatError(f"{message}; the file is damaged or foreign")
 
     def take(self, field: str) -> object:
         """The raw value of a field that must be there."""
@@ -143,7 +158,7 @@ class Fields:
     def end(self) -> None:
         """Refuse keys that nobody took."""
         if self._data:
-            names = ", ".join(sorted(self._data))
+            names = ", ".join(ascii(key)[1:-1][:60] for key in sorted(self._data)[:10])
             message = (
                 f"{self.where}: unknown field(s) {names}; the file is foreign or made by a newer gradatoms: upgrade"
             )
@@ -159,3 +174,30 @@ class Fields:
             message = f"{self.where}: field 'schema_version' is {version}, this gradatoms reads up to {newest}"
             raise StoreFormatError(f"{message}; made by a newer gradatoms: upgrade")
         return version
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant}, which is not JSON")
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object's keys and values."""
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        key, times = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"key {_SHOWN.repr(key)} {times} times")
+    for key, value in pairs:
+        for text in (key, value):
+            if isinstance(text, str) and not text.isascii():
+                text.encode()  # fails for half a character
+    return out
+
+
+def _refuse_deep(value: object, depth: int) -> None:
+    if isinstance(value, dict | list):
+        if depth == 0:
+            raise ValueError(f"more than {MAX_DEPTH} objects and lists within each other")
+        inside = value.values() if isinstance(value, dict) else value
+        if not {dict, list}.isdisjoint(map(type, inside)):
+            for item in inside:
+                _refuse_deep(item, depth - 1)

@@ -31,7 +31,14 @@ class BlockSpec:
 
 SEGMENT_BYTES = 2**21
 SEGMENT_ROWS = (16, 8192)
-"""Fewest and most rows of a segment."""
+"""Fewest and most rows of a segment that is written here."""
+MAX_SEGMENT_BYTES = 2**26
+"""A segment of more rows than the fewest is no larger in any store: readers take one whole into memory."""
+
+
+def widest_bytes(header: StoreHeader) -> int:
+    """Bytes of a row's direction at the widest hook."""
+    return max(hook.d for hook in header.hooks) * np.dtype(DISK_DTYPE[header.dtype]).itemsize
 
 
 def row_bytes(header: StoreHeader) -> int:
@@ -46,7 +53,7 @@ def segment_rows(header: StoreHeader) -> int:
     A power of two, as many rows of the widest hook as fit SEGMENT_BYTES, within SEGMENT_ROWS. Only the writer of a shard
     asks; a reader takes the number from the sidecar.
     """
-    fitting = SEGMENT_BYTES // (max(hook.d for hook in header.hooks) * np.dtype(DISK_DTYPE[header.dtype]).itemsize)
+    fitting = SEGMENT_BYTES // widest_bytes(header)
     low, high = SEGMENT_ROWS
     return min(high, max(low, 1 << max(0, fitting.bit_length() - 1)))
 

@@ -52,11 +52,11 @@ def open_store(path: str | os.PathLike[str], *more: str | os.PathLike[str], lazy
         StoreMismatchError: the stores are not of one kind (names each differing field), or share a unit.
     """
     store = open_unviewed([path, *more])
-    for folder in store.paths:
-        inspect_view(folder)
     if not lazy:
         for shard in store.shards:
             _ = shard.places
+    for folder in store.paths:
+        inspect_view(folder)
     return store
 
 

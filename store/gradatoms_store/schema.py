@@ -43,9 +43,9 @@ class HookSpec:
     """Width of a gradient at this hook (d_model for the residual stream)."""
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or "\0" in self.name or self.name in (".", ".."):
-            message = f"hook name expected text without '/' that is not '.' or '..', got {self.name!r}; rename the hook"
-            raise StoreValueError(message)
+        if not self.name.isprintable() or "/" in self.name or self.name in ("", ".", ".."):
+            message = f"hook name expected printable text without '/' that is not '.' or '..', got {self.name!a}"
+            raise StoreValueError(f"{message:.300}; rename the hook")
         if self.d < 1:
             raise StoreValueError(f"hook {self.name!r}: d expected 1 or more, got {self.d}; give the gradient's width")
 

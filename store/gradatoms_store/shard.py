@@ -1,4 +1,4 @@
-"""One shard file: written once, checked with h5py, then read at the places found."""
+"""One shard file: written once, checked, then read at the places found."""
 
 from __future__ import annotations
 
@@ -124,7 +124,8 @@ class Shard:
             file = self.path.with_suffix(".json")
             message = f"{file}: field 'blocks' expected one hash for each dataset, differs in {wrong}"
             raise StoreFormatError(f"{message}; the sidecar is damaged or foreign: move it and its shard away")
-        places = inspect_shard(self.path, blocks, self.sidecar.bytes)
+        sealed = self.sidecar.structure is not None
+        places = inspect_shard(self.path, blocks, self.sidecar.bytes, sealed=sealed)
         structure = structure_hash(self.path, [place.extent for place in places.values() if place.offset is not None])
         if structure != (self.sidecar.structure or structure):
             message = f"{self.path}: expected structure of hash {self.sidecar.structure}, got {structure}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from gradatoms_store.errors import StoreFormatError
 from gradatoms_store.jsonio import DIGEST, Fields, digest_of, read_json
-from gradatoms_store.layout import segmented
+from gradatoms_store.layout import MAX_SEGMENT_BYTES, SEGMENT_ROWS, segmented, widest_bytes
 from gradatoms_store.schema import SCHEMA_VERSION, VERSION_FIELD, StoreHeader
 
 SHARD_FORMAT = "gradatoms-shard"
@@ -23,6 +25,9 @@ SHARDS = "shards"
 
 NEW_IN_2 = ("structure", "segment_rows", "segments", "nan_losses", "example_offset")
 """Keys that version 2 added."""
+
+MAX_EXAMPLE_OFFSET = 2**62
+"""So that no sum with an example id overflows."""
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _STEM = re.compile(r"[0-9]{5,9}")
@@ -192,7 +197,8 @@ def sidecar_files(path: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
         if _STEM.fullmatch(file.stem) and shard_stem(int(file.stem)) == file.stem:
             good.append(file)
         else:
-            bad.append((file, f"{file}: expected a name such as 00000.json, found another; move the file away"))
+            shown = f"{folder}/{ascii(file.name)[1:-1]:.100}"
+            bad.append((file, f"{shown}: expected a name such as 00000.json, found another; move the file away"))
     return good, bad
 
 
@@ -228,6 +234,9 @@ def _check(file: Path, sidecar: Sidecar, header: StoreHeader) -> None:
         if want != got:
             message = f"{file}: field {key!r} expected {_short(want)}, got {_short(got)}"
             raise StoreFormatError(f"{message}; the sidecar is damaged or of another store: move it and its shard away")
+    for key, limit in _limits(sidecar, header):
+        message = f"{file}: field {key!r} expected {limit}, got another"
+        raise StoreFormatError(f"{message}; the sidecar is damaged or not to be trusted: move it and its shard away")
     shard = file.with_suffix(".h5")
     if shard.is_symlink() or not shard.is_file():
         message = f"{shard}: expected the shard of {file.name}, found no regular file"
@@ -236,6 +245,23 @@ def _check(file: Path, sidecar: Sidecar, header: StoreHeader) -> None:
     if size != sidecar.bytes:
         message = f"{shard}: expected {sidecar.bytes} bytes as {file.name} states, found {size}"
         raise StoreFormatError(f"{message}; the shard is truncated or damaged: restore it, or delete both and resume")
+
+
+def _limits(sidecar: Sidecar, header: StoreHeader) -> Iterator[tuple[str, str]]:
+    """Fields whose values no shard can have, with what they can be."""
+    if sum(sidecar.concepts.values()) > sidecar.rows:
+        yield "concepts", f"at most {sidecar.rows} rows"
+    if (sidecar.nan_losses or 0) > sidecar.rows:
+        yield "nan_losses", f"at most {sidecar.rows} rows"
+    if sidecar.example_offset > MAX_EXAMPLE_OFFSET:
+        yield "example_offset", f"at most {MAX_EXAMPLE_OFFSET}"
+    for hook, norms in sidecar.norms.items():
+        numbers = [x for x in (0.0, norms.min, *norms.quantiles.values(), norms.max) if x is not None]
+        if norms.zeros > sidecar.rows or any(b < a * (1 - 1e-9) for a, b in pairwise(numbers)):
+            yield f"norms[{hook!r}]", f"at most {sidecar.rows} zeros, and quantiles that rise from 0 or more"
+    rows = sidecar.segment_rows or 1
+    if rows > SEGMENT_ROWS[0] and min(rows, sidecar.rows) * widest_bytes(header) > MAX_SEGMENT_BYTES:
+        yield "segment_rows", f"segments of at most {MAX_SEGMENT_BYTES} bytes a dataset"
 
 
 def _short(value: object) -> str:

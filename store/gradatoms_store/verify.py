@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import Counter
@@ -229,8 +230,9 @@ def _check(shard: Shard, seen: _Seen) -> Iterator[Problem]:
     try:
         for hook in shard.header.hooks:
             summaries[hook.name] = NormSummary.of(shard.load(f"norms/{hook.name}"))
-        yield from (Problem(name, block, f"{shard.path}: {text}") for block, text in _check_rows(shard, seen))
-        for field, want, got in _recounted(shard, summaries):
+        found = [Problem(name, block, f"{shard.path}: {text}") for block, text in _check_rows(shard, seen)]
+        yield from found
+        for field, want, got in [] if found else _recounted(shard, summaries):
             message = f"{shard.path.with_suffix('.json')}: field {field!r} expected {want!r:.100}, got {got!r:.100}"
             yield Problem(f"{shard.path.stem}.json", None, message)
     except StoreFormatError as error:
@@ -291,10 +293,23 @@ def _check_rows(shard: Shard, seen: _Seen) -> Iterator[tuple[str, str]]:
         if not (np.isfinite(norms).all() and (norms >= 0).all()):
             yield f"norms/{hook.name}", f"norms/{hook.name} expected finite numbers of 0 or more"
     for example in shard_examples(shard):
+        if not _is_object(example.meta):
+            yield (
+                "examples/meta/data",
+                f"examples/meta expected JSON objects, example {example.id} has {example.meta!a:.80}",
+            )
+            return
         other = seen.examples.setdefault(example.id, shard.path.name)
         if other != shard.path.name:
             yield "examples/id", f"examples/id holds example {example.id}, which {other} holds too"
             return
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _recounted(shard: Shard, summaries: dict[str, NormSummary]) -> Iterator[tuple[str, object, object]]:

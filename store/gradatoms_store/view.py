@@ -15,7 +15,7 @@ from gradatoms_store.claims import Claims
 from gradatoms_store.container import Recorder
 from gradatoms_store.errors import StoreError, StoreFormatError
 from gradatoms_store.files import PARTIAL, publish
-from gradatoms_store.guard import VIEW_BYTES, VIEW_FILE
+from gradatoms_store.guard import VIEW_BYTES, VIEW_FILE, VIEW_SOURCES
 from gradatoms_store.layout import TEXT_FIELDS, BlockSpec, expected_blocks
 from gradatoms_store.reader import Store, open_unviewed
 from gradatoms_store.shard import Shard
@@ -51,8 +51,11 @@ def write_view(path: str | os.PathLike[str], *, progress: Progress | None = None
     if view.is_symlink():
         raise StoreFormatError(f"{view}: expected a regular file or none, found a link; remove it")
     store = open_unviewed([folder])
-    recorder = Recorder()
     blocks = _blocks(store)
+    if len(blocks) * len(store.shards) > VIEW_SOURCES:
+        message = f"{folder}: expected at most {VIEW_SOURCES // len(blocks)} shards, got {len(store.shards)}"
+        raise StoreError(f"{message}, too many for a view; export the store instead")
+    recorder = Recorder()
     with h5py.File(recorder, "w", libver=("v110", "v110"), locking=False) as file:
         file.attrs["format"] = np.bytes_("gradatoms-view")
         file.attrs["schema_version"] = np.int64(store.header.schema_version)
@@ -63,8 +66,8 @@ def write_view(path: str | os.PathLike[str], *, progress: Progress | None = None
             if progress is not None:
                 progress("view", number + 1, len(blocks))
     if recorder.size_bytes > VIEW_BYTES:
-        message = f"{view}: expected at most {VIEW_BYTES} bytes, got {recorder.size_bytes}"
-        raise StoreError(f"{message}; export the store instead: it has too many shards for a view")
+        message = f"{folder}: expected a view of at most {VIEW_BYTES} bytes, got {recorder.size_bytes}"
+        raise StoreError(f"{message}; export the store instead: it has too many examples for a view")
     partial = view.with_name(view.name + PARTIAL)
     try:
         with Claims(folder).exclusive():
