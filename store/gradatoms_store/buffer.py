@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,13 @@ FIRST_ROWS = 4096
 """Rows that a new buffer has room for; it doubles as needed and is used again for later shards."""
 
 
+MAX_UNITS = 2**16
+MAX_TEXT_BYTES = 2**27
+MAX_CONCEPT_BYTES = 2**21
+"""Units, bytes of texts, and bytes of distinct concepts as JSON, at which a buffer is full however few rows it holds: so
+memory and the sidecar (at most 16 MiB) stay bounded."""
+
+
 class RowBuffer:
     """Complete work units, n rows in all, in arrays that grow."""
 
@@ -31,6 +39,8 @@ class RowBuffer:
         self.units: list[int] = []
         self.examples: list[ExampleRecord] = []
         self._text_bytes = 0
+        self._concepts: set[str] = set()
+        self._concept_bytes = 0
 
     def add(self, unit: int, block: GradientBlock, examples: Sequence[ExampleRecord]) -> None:
         """Check one unit and take it in; its memory is not shared.
@@ -54,10 +64,19 @@ class RowBuffer:
         self.examples += examples
         texts = (getattr(example, field) or "" for example in examples for field in TEXT_FIELDS)
         self._text_bytes += sum(len(text.encode()) for text in texts)
+        new = {example.concept for example in examples if example.concept is not None} - self._concepts
+        self._concepts |= new
+        self._concept_bytes += sum(len(json.dumps(concept)) + 12 for concept in new)
 
     def clear(self) -> None:
         """Empty it, keeping its room."""
         self.n, self.units, self.examples, self._text_bytes = 0, [], [], 0
+        self._concepts, self._concept_bytes = set(), 0
+
+    def is_full(self, rows: int) -> bool:
+        """Whether it is to be committed: `rows` rows are held, or more of something else than a shard should have."""
+        crowded = self._text_bytes >= MAX_TEXT_BYTES or self._concept_bytes >= MAX_CONCEPT_BYTES
+        return self.n >= rows or len(self.units) >= MAX_UNITS or crowded
 
     @property
     def size_bytes(self) -> int:

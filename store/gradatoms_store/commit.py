@@ -15,7 +15,7 @@ from gradatoms_store.buffer import RowBuffer
 from gradatoms_store.claims import Claims
 from gradatoms_store.errors import StoreError
 from gradatoms_store.files import PARTIAL, publish, write_text
-from gradatoms_store.jsonio import read_json
+from gradatoms_store.jsonio import MAX_JSON_BYTES, read_json
 from gradatoms_store.layout import example_arrays, expected_blocks, segment_rows
 from gradatoms_store.schema import StoreHeader
 from gradatoms_store.shard import ShardHashes, write_shard
@@ -45,7 +45,10 @@ def commit_shard(path: Path, header: StoreHeader, number: int, buffer: RowBuffer
         hashes = write_shard(
             partial, pieces, blocks, rows if header.schema_version > 1 else None, header.schema_version
         )
-        content = _sidecar(header, shard, partial.stat().st_size, buffer, hashes)
+        content = _sidecar(header, shard, partial.stat().st_size, buffer, hashes).to_json()
+        if len(content) > MAX_JSON_BYTES:
+            message = f"{sidecar}: expected at most {MAX_JSON_BYTES} bytes, got {len(content)}"
+            raise StoreError(f"{message}; divide the plan into smaller units, or give fewer or shorter concepts")
         with claims.exclusive():
             if not claims.holds() or shard.exists():
                 message = (
@@ -54,7 +57,7 @@ def commit_shard(path: Path, header: StoreHeader, number: int, buffer: RowBuffer
                 raise StoreError(f"{message}; do not clear up the folder of a store that is being written")
             published = True
             publish(partial, shard)
-            write_text(sidecar, content.to_json())
+            write_text(sidecar, content)
     except BaseException:
         if not sidecar.exists():
             for file in (partial, sidecar.with_name(sidecar.name + PARTIAL), *([shard] if published else [])):

@@ -145,6 +145,7 @@ def repair_store(path: str | os.PathLike[str], *, progress: Progress = _silent) 
             moved = [name for stem in sorted(_bad_stems(report)) for name in _set_aside(folder, stem)]
             if moved:
                 fsync_path(folder / SHARDS)
+            if moved or any(problem.shard == VIEW_FILE for problem in report.problems):
                 (folder / VIEW_FILE).unlink(missing_ok=True)
             files, _ = sidecar_files(folder)
             good = [read_sidecar(file, header) for file in files]

@@ -76,8 +76,9 @@ class StoreWriter:
         Args:
             path: folder to make, `NAME.gstore`; its parent must exist.
             header: what all rows have in common.
-            rows_per_shard: a shard is committed when this many rows are buffered; a unit is never split, so a shard may
-                be larger by less than one unit. None: as many as fit SHARD_BYTES, at most MAX_ROWS_PER_SHARD.
+            rows_per_shard: a shard is committed when this many rows are buffered, or 65,536 units, or 128 MiB of texts; a
+                unit is never split, so a shard may be larger by less than one unit. None: as many as fit SHARD_BYTES, at
+                most MAX_ROWS_PER_SHARD.
 
         Raises:
             StoreExistsError: the path exists.
@@ -216,7 +217,7 @@ class StoreWriter:
                 message = f"unit {unit} expected to be free, got one that another writer has claimed or committed"
                 raise StoreValueError(f"{message}; take the units that `units` gives")
             self._buffer.add(unit, block, examples)
-            if self._buffer.n >= self._rows_per_shard:
+            if self._buffer.is_full(self._rows_per_shard):
                 self._start()
 
     def flush(self) -> None:

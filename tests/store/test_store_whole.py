@@ -232,7 +232,7 @@ def test_repair_sets_aside_and_resume_completes(store_path: Path, samples: Simpl
         open_store(store_path)
     with StoreWriter.create(store_path.with_name("other.gstore"), samples.header()):
         report = repair_store(store_path)
-    assert {p.shard for p in report.problems} == {"00001.h5", "00002.h5"}
+    assert {p.shard for p in report.problems} == {"00001.h5", "00002.h5", "view.h5"}
     assert sorted(report.set_aside) == ["00001.h5", "00001.json", "00002.h5"]
     assert report.units == tuple(range(4, 12))
     assert sorted(file.name for file in (store_path / "aside").iterdir()) == sorted(report.set_aside)
@@ -243,6 +243,15 @@ def test_repair_sets_aside_and_resume_completes(store_path: Path, samples: Simpl
     assert verify_store(store_path).ok
     np.testing.assert_array_equal(np.sort(open_store(store_path).rows["token"]), np.arange(120))
     assert repair_store(store_path).set_aside == ()
+
+
+def test_repair_removes_a_view_that_is_not_sound(store_path: Path) -> None:
+    write_view(store_path)
+    os.truncate(store_path / "view.h5", 1000)
+    with pytest.raises(StoreFormatError, match=r"view\.h5"):
+        open_store(store_path)
+    assert repair_store(store_path).set_aside == ()
+    assert open_store(store_path).n_rows == 120
 
 
 def test_repair_waits_for_no_writer(tmp_path: Path, samples: SimpleNamespace) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -366,3 +367,28 @@ def test_an_io_error_keeps_committed_shards_and_the_buffer(tmp_path: Path, sampl
     writer.append(2, *samples.unit(2))
     writer.close()
     np.testing.assert_array_equal(np.sort(open_store(path).rows["token"]), np.arange(30))
+
+
+def test_a_sidecar_never_outgrows_its_reader(store_path: Path, samples: SimpleNamespace) -> None:
+    """Units of very many or very long concepts are spread over shards; one unit of too many is refused."""
+    path = store_path.with_name("wordy.gstore")
+    units = {unit: samples.unit(unit) for unit in range(12)}
+    for unit, (_, examples) in units.items():
+        examples[0] = replace(examples[0], concept=f"{unit} " + "é" * 100_000)
+    with StoreWriter.create(path, samples.header()) as writer:
+        for unit, (block, examples) in units.items():
+            writer.append(unit, block, examples)
+    store = open_store(path)
+    assert store.n_rows == 120 and len(store.shards) == 3
+    assert len(store.info.concepts) == 14
+    last = store_path.with_name("last.gstore")
+    block, examples = units[0]
+    examples[0] = replace(examples[0], concept="é" * 3_000_000)
+    writer = StoreWriter.create(last, samples.header())
+    writer.append(1, *units[1])
+    writer.flush()
+    writer.append(0, block, examples)
+    with pytest.raises(StoreError, match="smaller units"):
+        writer.flush()
+    assert open_store(last).n_rows == 10
+    assert sorted(file.name for file in (last / "shards").iterdir()) == ["00000.h5", "00000.json"]

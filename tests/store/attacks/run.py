@@ -1,7 +1,8 @@
 """Build every attack file and see what the library makes of each: `python tests/store/attacks/run.py FOLDER`.
 
-Prints one JSON object a line: the attack, the step at which it was refused (`open` or `read`), the error, the seconds and
-the megabytes that it took. Each is tried in a process of its own, forked from one that has the library loaded.
+Prints one JSON object a line: the attack, the `step` at which it was refused (`open`, `read` or `verify`; `done` when it was
+not), error, message, and the seconds and megabytes that it took; and `verified`, the same of `verify_store` alone. Each is
+tried in a process of its own, forked from one that has the library loaded.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ import numpy as np
 from forge import ATTACKS, Forge, write_store
 
 import gradatoms_store as gs
+
+HUGE = "sparse_"
+"""Attacks with files of terabytes that take no place on the disk; to verify them is to read them."""
 
 PATIENCE_SECONDS = 30
 ADDRESS_SPACE_BYTES = 2**30
@@ -63,6 +67,15 @@ def use(path: Path) -> Iterator[str]:
         store.read(store.hooks[0], np.arange(store.n_rows))
     store.select(norm=(0, 1), hook=store.hooks[0], loss=(0, 1), concept="concept")
     _ = store.examples
+    yield "verify"
+    yield from verify(path)
+
+
+def verify(path: Path) -> Iterator[str]:
+    """Verify a store; its first problem becomes an error."""
+    yield "verify"
+    for problem in gs.verify_store(path).problems:
+        raise gs.StoreFormatError(str(problem))
     yield "done"
 
 
@@ -126,7 +139,8 @@ def main(folder: Path) -> None:
         raise SystemExit("expected to build all attacks, got the error above")
     list(use(folder / "valid" / "s.gstore"))
     for path in sorted(folder.iterdir()):
-        print(json.dumps({"attack": path.name, **trial(path / "s.gstore")}), flush=True)
+        verified = {} if path.name.startswith(HUGE) else trial(path / "s.gstore", verify)
+        print(json.dumps({"attack": path.name, **trial(path / "s.gstore"), "verified": verified}), flush=True)
 
 
 if __name__ == "__main__":
