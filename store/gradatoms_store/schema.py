@@ -31,6 +31,11 @@ PLAN_FIELDS = ("plan", "n_units", "n_examples", "seed")
 FINGERPRINT_FIELDS = ("model", "hooks", "objective", "positions", "dtype", "space", "plan")
 
 
+MAX_NAME_BYTES = 255
+MAX_NAMES_BYTES = 2**18
+"""Longest name of a hook, and most bytes of all names with 24 more for each: half of what the index of a group holds."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HookSpec:
     """One site whose gradient is stored."""
@@ -43,8 +48,10 @@ class HookSpec:
     """Width of a gradient at this hook (d_model for the residual stream)."""
 
     def __post_init__(self) -> None:
-        if not self.name.isprintable() or "/" in self.name or self.name in ("", ".", ".."):
-            message = f"hook name expected printable text without '/' that is not '.' or '..', got {self.name!a}"
+        plain = self.name.isprintable() and "/" not in self.name and self.name not in ("", ".", "..")
+        if not plain or len(self.name.encode()) > MAX_NAME_BYTES:
+            wanted = f"printable text of at most {MAX_NAME_BYTES} bytes without '/' that is not '.' or '..'"
+            message = f"hook name expected {wanted}, got {self.name!a}"
             raise StoreValueError(f"{message:.300}; rename the hook")
         if self.d < 1:
             raise StoreValueError(f"hook {self.name!r}: d expected 1 or more, got {self.d}; give the gradient's width")
@@ -82,6 +89,10 @@ class StoreHeader:
         names = [hook.name for hook in self.hooks]
         if not names or len(set(names)) != len(names):
             raise StoreValueError(f"hooks expected one or more distinct names, got {names}; name each hook once")
+        room = sum(len(name.encode()) + 24 for name in names)
+        if room > MAX_NAMES_BYTES:
+            message = f"hooks expected names of at most {MAX_NAMES_BYTES} bytes together, 24 more for each, got {room}"
+            raise StoreValueError(f"{message}; divide the hooks among several stores")
         for key, value in self.model.items():
             if not isinstance(value, str | int) or isinstance(value, bool):
                 raise StoreValueError(f"model field {key!r} expected text or an integer, got {value!r}; convert it")

@@ -58,6 +58,7 @@ def write_shard(
 
     Raises:
         OSError: no space, a limit, an error of the disk.
+        StoreFormatError: this version of HDF5 lays files out otherwise than the format allows.
     """
     attributes = {"format": np.bytes_(SHARD_FORMAT), "schema_version": np.int64(schema_version)}
     layout = lay_out(blocks, attributes)
@@ -72,6 +73,7 @@ def write_shard(
             segments[name].append(segment_hash(piece))
 
     write_container(path, layout, pieces, written)
+    inspect_shard(path, blocks, layout.size_bytes)  # what readers would refuse is not committed
     lengths = {name: _length(spec.shape, np.dtype(spec.dtype)) for name, spec in blocks.items()}
     extents = [(start, lengths[name]) for name, start in layout.offsets.items() if start is not None]
     return ShardHashes(

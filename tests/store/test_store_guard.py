@@ -20,6 +20,7 @@ from gradatoms_store import (
     HookSpec,
     StoreError,
     StoreHeader,
+    StoreValueError,
     StoreWriter,
     open_store,
     verify_store,
@@ -142,10 +143,10 @@ def test_a_store_opens_while_h5py_has_its_files_open(store_path: Path) -> None:
         assert open_store(store_path).n_rows == len(view["rows/loss"]) > len(shard["rows/loss"])
 
 
-@pytest.mark.parametrize("n_hooks", [8, 9, 60, 700])
-def test_groups_of_any_size_are_read(tmp_path: Path, n_hooks: int) -> None:
+@pytest.mark.parametrize(("n_hooks", "length"), [(8, 20), (9, 20), (60, 20), (700, 40), (939, 255), (2000, 100)])
+def test_groups_of_any_size_are_read(tmp_path: Path, n_hooks: int, length: int) -> None:
     """Links are kept in a header, in one block, in several, under an index of several levels."""
-    header, unit = _many_hooks(n_hooks)
+    header, unit = _many_hooks(n_hooks, length)
     with StoreWriter.create(tmp_path / "s.gstore", header) as writer:
         writer.append(0, *unit)
     store = open_store(tmp_path / "s.gstore")
@@ -155,15 +156,22 @@ def test_groups_of_any_size_are_read(tmp_path: Path, n_hooks: int) -> None:
 
 
 def test_a_view_of_many_hooks_is_accepted(tmp_path: Path) -> None:
-    header, unit = _many_hooks(60)
+    header, unit = _many_hooks(60, 20)
     with StoreWriter.create(tmp_path / "s.gstore", header) as writer:
         writer.append(0, *unit)
     write_view(tmp_path / "s.gstore")
     assert open_store(tmp_path / "s.gstore").n_rows == 4
 
 
-def _many_hooks(n_hooks: int) -> tuple[Any, Any]:
-    names = [f"blocks.{number}.hook_mlp_out_with_a_long_name" for number in range(n_hooks)]
+def test_more_hooks_than_a_shard_can_list_are_refused() -> None:
+    with pytest.raises(StoreValueError, match="several stores"):
+        _many_hooks(940, 255)
+    with pytest.raises(StoreValueError, match="at most 255 bytes"):
+        _many_hooks(1, 256)
+
+
+def _many_hooks(n_hooks: int, length: int) -> tuple[Any, Any]:
+    names = [f"{number}.hook".ljust(length, "x") for number in range(n_hooks)]
     hooks = tuple(HookSpec(name=name, hf_name="x", d=3) for name in names)
     fields: dict[str, Any] = {"model": {"name": "m"}, "objective": "nll", "positions": "last", "plan": "0" * 32}
     header = StoreHeader(hooks=hooks, n_units=1, n_examples=1, **fields)
