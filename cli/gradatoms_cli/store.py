@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.filesize import decimal
 
 from gradatoms_cli.output import Json, bars, cut, emit, number, printable, table
 
@@ -155,7 +156,7 @@ def _info_text(path: Path, found: StoreInfo) -> str:
     model = ", ".join(f"{key} {value}" for key, value in header.model.items())
     nan = "unknown (format version 1)" if found.nan_losses is None else str(found.nan_losses)
     lines = [
-        f"{path}: {found.rows:,} rows of {found.examples:,} examples, {found.bytes / 1e6:,.1f} MB in {found.shards} shards",
+        f"{path}: {found.rows:,} rows of {found.examples:,} examples, {decimal(found.bytes)} in {found.shards} shards",
         f"model      {cut(model, 68)}",
         f"gradients  of {header.objective} at {header.positions}, space {header.space}, {header.dtype}",
         f"units      {found.units} of {header.n_units}{'' if found.complete else ': not complete, harvest with --resume'}",
