@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import nn
 
 if TYPE_CHECKING:
-    from gradatoms.models import LoadedModel
+    from gradatoms.models import HookSite, LoadedModel
 
 Edit = Callable[[torch.Tensor], torch.Tensor | None]
 
@@ -32,6 +32,40 @@ def edit_output(module: nn.Module, edit: Edit) -> Iterator[None]:
     handle = module.register_forward_hook(hook)
     try:
         yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def edit_site(site: HookSite, edit: Edit) -> Iterator[None]:
+    """While open, ``edit(h)`` sees the activations (B, S, d) at a hook; what it returns, if not ``None``, replaces them.
+
+    The hook is removed when the block ends, also on an exception.
+    """
+    shape: list[torch.Size] = []
+
+    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        h = args[0] if args else kwargs["hidden_states"]
+        shape[:] = [h.shape]
+        edited = edit(h) if site.kind == "resid_pre" else None
+        if edited is None:
+            return None
+        return ((edited, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": edited})
+
+    def edit_flat(h: torch.Tensor) -> torch.Tensor | None:
+        """Some blocks lay the positions of all sequences end to end for their MLP."""
+        if h.shape == shape[0]:
+            return edit(h)
+        edited = edit(h.view(shape[0]))
+        return None if edited is None else edited.view(h.shape)
+
+    handle = site.block.register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        if site.kind == "resid_pre":
+            yield
+        else:
+            with edit_output(site.module, edit_flat):
+                yield
     finally:
         handle.remove()
 

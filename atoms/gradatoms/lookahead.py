@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch.nn import functional as F
 
 from gradatoms.gradients.residual import TokenSequence
-from gradatoms.hooking import Edit, edit_output
+from gradatoms.hooking import Edit, edit_site
 from gradatoms.models import HookSite, LoadedModel
 from gradatoms.prefix import Prefix, by_length, run_prefix, run_tail
 from gradatoms.progress import Progress, silent
@@ -86,7 +86,7 @@ def lookahead(
             rows, chosen = (
                 torch.tensor(column, device=loaded.device) for column in zip(*jobs[start : start + _ROWS], strict=True)
             )
-            with edit_output(hook.module, _adder(unit[chosen], alpha)):
+            with edit_site(hook, _adder(unit[chosen], alpha)):
                 steered = _last(loaded, prefix, rows, ids)
             _accumulate(shift, chosen, plain[rows], steered)
             done += len(rows)
@@ -159,7 +159,7 @@ def stepped_objective(
             direction = torch.as_tensor(
                 steps[group, m - 1] if m else np.zeros((len(group), hook.d), np.float32), device=loaded.device
             )
-            with edit_output(hook.module, _adder(direction, eta)):
+            with edit_site(hook, _adder(direction, eta)):
                 logits = run_tail(loaded, prefix, rows, ids=ids, at=(row_P, pos_P))
             nll = F.cross_entropy(logits.float(), token_P, reduction="none") * sign_P
             result[group, m] = torch.zeros(len(group), device=nll.device).index_add_(0, row_P, nll).cpu().numpy()

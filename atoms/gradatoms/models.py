@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,20 +46,40 @@ _COMPUTING = (
     "num_experts_per_tok use_parallel_residual parallel_attn alibi"
 ).split()
 DTYPES = ("float32", "bfloat16", "float16")
+_GLOB = re.compile(r"[*?\[]")
+
+
+KINDS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+"""Kinds of hooks, in the order in which a block computes them."""
+
+# Names of modules inside a block. What they find is checked in the tests: resid_pre + attn_out + mlp_out = resid_post.
+_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_MLP = re.compile(r"mlp|moe|ffn|feed_?forward|^fc2$", re.IGNORECASE)
+_NORM = re.compile(r"norm|^ln_", re.IGNORECASE)
+_NORMS_AFTER = (
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),
+)
+"""Norms of what attention and MLP give, before it is added to the residual stream, in blocks that have both."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HookSite:
-    """A place in the residual stream: the output of one block."""
+    """A place in a block: its input or output in the residual stream, or what its attention or MLP adds to it."""
 
     name: str
     """TransformerLens name, e.g. ``blocks.14.hook_resid_post``."""
     hf_name: str
-    """Module path inside the Hugging Face model, e.g. ``model.layers.14``."""
+    """Module path inside the Hugging Face model, e.g. ``model.layers.14``; of a block's input, with ``:input`` behind."""
     layer: int
     d: int
     """Width of the residual stream."""
+    kind: str
+    """One of KINDS."""
     module: nn.Module = field(repr=False, compare=False)
+    """The module whose output it is, or input for ``resid_pre``."""
+    block: nn.Module = field(repr=False, compare=False)
+    """The block that it is in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,15 +142,39 @@ class LoadedModel:
         for site in self.hooks.values():
             if name in (site.name, site.hf_name):
                 return site
-        known = list(self.hooks)
+        posts = [site for site in self.hooks.values() if site.kind == "resid_post"]
+        kinds = dict.fromkeys(site.kind for site in self.hooks.values())
+        there = ", ".join(f"hook_{kind}" for kind in kinds if kind != "resid_post")
+        missing = [f"hook_{kind}" for kind in KINDS if kind not in kinds]
+        none = f"; {type(posts[0].module).__name__} has no {' and no '.join(missing)}" if missing else ""
         raise HookError(
-            f"expected a hook of {self.fingerprint.name}, got {name!r}; valid are {known[0]} … {known[-1]} "
-            f"({len(known)} blocks), or their Hugging Face names such as {self.hooks[known[0]].hf_name}"
+            f"expected a hook of {self.fingerprint.name}, got {name!r}; valid are {posts[0].name} … {posts[-1].name} "
+            f"({len(posts)} blocks), {there} in their place{none}, Hugging Face names such as {posts[0].hf_name}, globs, and all"
         )
+
+    def find_hooks(self, patterns: Sequence[str]) -> list[HookSite]:
+        """The hooks that names, globs such as ``blocks.1?.hook_resid_*``, or ``all`` stand for, each once.
+
+        Raises:
+            HookError: one of them stands for no hook.
+        """
+        found: dict[str, HookSite] = {}
+        for pattern in patterns:
+            if pattern == "all":
+                found |= self.hooks
+            elif _GLOB.search(pattern):
+                names = [n for n, s in self.hooks.items() if fnmatchcase(n, pattern) or fnmatchcase(s.hf_name, pattern)]
+                if not names:
+                    self.hook(pattern)
+                found |= {name: self.hooks[name] for name in names}
+            else:
+                site = self.hook(pattern)
+                found[site.name] = site
+        return list(found.values())
 
     def default_hook(self) -> str:
         """The middle of the network, where a push reads as content rather than as a token: block n_layers // 2 − 1."""
-        return list(self.hooks)[max(0, len(self.hooks) // 2 - 1)]
+        return f"blocks.{max(0, self.fingerprint.n_layers // 2 - 1)}.hook_resid_post"
 
 
 def cache_dir() -> Path:
@@ -306,16 +353,40 @@ def _find_hooks(model: PreTrainedModel) -> list[HookSite]:
             f"expected a list of {wanted} blocks in {type(model).__name__}, found none; this architecture cannot be hooked"
         )
     prefix, blocks = min(lists, key=lambda item: item[0].count("."))
+    d = text_config.hidden_size
     return [
         HookSite(
-            name=f"blocks.{i}.hook_resid_post",
-            hf_name=f"{prefix}.{i}",
+            name=f"blocks.{i}.hook_{kind}",
+            hf_name=f"{prefix}.{i}{path}",
             layer=i,
-            d=text_config.hidden_size,
-            module=block,
+            d=d,
+            kind=kind,
+            module=module,
+            block=block,
         )
         for i, block in enumerate(blocks)
+        for kind, path, module in _block_sites(block)
     ]
+
+
+def _block_sites(block: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """Kind, path below the block, and module, in the order of KINDS; a kind that a block does not have is left out."""
+    yield "resid_pre", ":input", block
+    children = dict(block.named_children())
+    after = next((names for names in _NORMS_AFTER if children.keys() >= set(names)), None)
+    for kind, pattern in (("attn_out", _ATTENTION), ("mlp_out", _MLP)):
+        name = after[kind == "mlp_out"] if after else None
+        for child, module in children.items():
+            if name is None and not _NORM.search(child) and pattern.search(child):
+                name = child if _adds_nothing(module) else ""
+        if name:
+            yield kind, f".{name}", children[name]
+    yield "resid_post", "", block
+
+
+def _adds_nothing(module: nn.Module) -> bool:
+    """Whether a module gives what is to be added to the residual stream, rather than the sum."""
+    return "residual" not in inspect.signature(module.forward).parameters
 
 
 def _fingerprint(model: PreTrainedModel, name: str, sites: dict[str, HookSite]) -> Fingerprint:
@@ -336,7 +407,7 @@ def _fingerprint(model: PreTrainedModel, name: str, sites: dict[str, HookSite]) 
         name=name,
         architecture=type(model).__name__,
         d_model=text_config.hidden_size,
-        n_layers=len(sites),
+        n_layers=sum(site.kind == "resid_post" for site in sites.values()),
         vocab_size=text_config.vocab_size,
         sha=digest.hexdigest()[:16],
     )

@@ -11,7 +11,7 @@ import torch
 
 from gradatoms.dictionary.base import Atom
 from gradatoms.errors import ConfigError
-from gradatoms.hooking import edit_output
+from gradatoms.hooking import edit_site
 from gradatoms.lookahead import lookahead
 from gradatoms.models import LoadedModel
 
@@ -43,7 +43,7 @@ def steer(loaded: LoadedModel, atom: Atom, *, alpha: float) -> Iterator[None]:
         last = h[:, -1:]
         return torch.cat([h[:, :-1], last + alpha * last.norm(dim=-1, keepdim=True) * direction.to(h.dtype)], dim=1)
 
-    with edit_output(loaded.hook(atom.hook).module, step):
+    with edit_site(loaded.hook(atom.hook), step):
         yield
 
 

@@ -47,7 +47,7 @@ class HarvestConfig:
     """What is harvested, and how."""
 
     hooks: tuple[str, ...] = ()
-    """Hook names; empty for the middle of the network."""
+    """Hook names, globs, or ``all``; empty for the middle of the network."""
     objective: str = "nll"
     positions: str = "last"
     dtype: str = "float32"
@@ -111,7 +111,7 @@ def harvest(
     if out.exists() and not resume:
         raise OutputExistsError(f"expected a new path, {out} exists; choose another, remove it, or go on with --resume")
     config = replace(config, hooks=config.hooks or (loaded.default_hook(),))
-    hooks = [loaded.hook(name) for name in dict.fromkeys(config.hooks)]
+    hooks = loaded.find_hooks(config.hooks)
     sequences = tokenize(loaded, examples, objective=config.objective, positions=config.positions)
     units = [
         range(i, min(i + config.unit_examples, len(examples))) for i in range(0, len(examples), config.unit_examples)

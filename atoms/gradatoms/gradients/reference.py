@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 
 from gradatoms.gradients.residual import TokenSequence
-from gradatoms.hooking import edit_output
+from gradatoms.hooking import edit_site
 from gradatoms.models import HookSite, LoadedModel
 
 
@@ -40,11 +40,12 @@ def one_at_a_time(
 def _one(loaded: LoadedModel, sequence: TokenSequence, hook: HookSite) -> dict[int, np.ndarray]:
     kept: list[torch.Tensor] = []
 
-    def keep(h: torch.Tensor) -> None:
+    def keep(h: torch.Tensor) -> torch.Tensor:
         h.retain_grad()
         kept.append(h)
+        return h
 
-    with torch.enable_grad(), edit_output(hook.module, keep):
+    with torch.enable_grad(), edit_site(hook, keep):
         logits = loaded.model(input_ids=torch.tensor([sequence.ids], device=loaded.device)).logits
         log_probs = logits[0].float().log_softmax(-1)
         objective = sum(-sign * log_probs[position, token] for position, token, sign in sequence.terms)

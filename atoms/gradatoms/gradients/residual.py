@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from gradatoms.errors import ConfigError, ExampleError
 from gradatoms.examples import Example
-from gradatoms.hooking import edit_output, plain_attention, predict_at
+from gradatoms.hooking import edit_site, plain_attention, predict_at
 from gradatoms.models import HookSite, LoadedModel
 
 OBJECTIVES = ("nll", "contrast")
@@ -175,21 +175,20 @@ def batch_gradients(
     """∂J/∂h at every hook for the rows of ``batch``, float32.
 
     Args:
-        hooks: the sites, in any order; the graph is cut at the lowest.
+        hooks: the sites, in any order; the graph is cut at those with no other below them.
         autocast: compute in this dtype where it is faster (``torch.bfloat16``); gradients come back in float32.
     """
     kept: dict[str, torch.Tensor] = {}
-    lowest = min(hooks, key=lambda h: h.layer)
 
-    def keep(site: HookSite, h: torch.Tensor) -> torch.Tensor | None:
-        if site.name == lowest.name:
+    def keep(site: HookSite, h: torch.Tensor) -> torch.Tensor:
+        if not kept or not h.requires_grad:  # nothing below it is asked for
             h = h.detach().requires_grad_(True)
         kept[site.name] = h
-        return h if site.name == lowest.name else None
+        return h.clone() if site.kind in ("attn_out", "mlp_out") else h  # some blocks add to these in place
 
     with ExitStack() as stack:
         for site in hooks:
-            stack.enter_context(edit_output(site.module, lambda h, site=site: keep(site, h)))  # type: ignore[misc]
+            stack.enter_context(edit_site(site, lambda h, site=site: keep(site, h)))  # type: ignore[misc]
         stack.enter_context(predict_at(loaded, batch.term_seq_P, batch.term_pos_P))
         stack.enter_context(torch.enable_grad())
         if batch.ids_BS.shape[1] <= PLAIN_ATTENTION_TOKENS:
