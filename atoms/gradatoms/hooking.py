@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
+from gradatoms.errors import HookError
+
 if TYPE_CHECKING:
     from gradatoms.models import HookSite, LoadedModel
 
@@ -24,9 +26,9 @@ def edit_output(module: nn.Module, edit: Edit) -> Iterator[None]:
     """
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
+        if isinstance(output, tuple | list):
             edited = edit(output[0])
-            return None if edited is None else (edited, *output[1:])
+            return None if edited is None else type(output)([edited, *output[1:]])
         return edit(output)
 
     handle = module.register_forward_hook(hook)
@@ -41,11 +43,20 @@ def edit_site(site: HookSite, edit: Edit) -> Iterator[None]:
     """While open, ``edit(h)`` sees the activations (B, S, d) at a hook; what it returns, if not ``None``, replaces them.
 
     The hook is removed when the block ends, also on an exception.
+
+    Raises:
+        HookError: what the block passes on is no residual stream of shape (B, S, d).
     """
     shape: list[torch.Size] = []
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         h = args[0] if args else kwargs["hidden_states"]
+        if h.dim() != 3 or h.shape[-1] != site.d:
+            block = type(site.block).__name__
+            raise HookError(
+                f"expected activations of shape (B, S, {site.d}) at {site.name}, {block} passes on {tuple(h.shape)}; this "
+                "architecture has no single residual stream and cannot be hooked"
+            )
         shape[:] = [h.shape]
         edited = edit(h) if site.kind == "resid_pre" else None
         if edited is None:

@@ -53,9 +53,8 @@ KINDS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 """Kinds of hooks, in the order in which a block computes them."""
 
 # Names of modules inside a block. What they find is checked in the tests: resid_pre + attn_out + mlp_out = resid_post.
-_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-_MLP = re.compile(r"mlp|moe|ffn|feed_?forward|^fc2$", re.IGNORECASE)
-_NORM = re.compile(r"norm|^ln_", re.IGNORECASE)
+_ATTENTION = re.compile(r"(attn|attention)$", re.IGNORECASE)
+_MLP = re.compile(r"(mlp|moe|ffn|feed_?forward|^fc2)$", re.IGNORECASE)
 _NORMS_AFTER = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),
     ("post_self_attn_layernorm", "post_mlp_layernorm"),
@@ -347,7 +346,11 @@ def _find_hooks(model: PreTrainedModel) -> list[HookSite]:
     """The blocks, found by structure: the module list with one entry for each of the config's hidden layers."""
     text_config = model.config.get_text_config()
     wanted = text_config.num_hidden_layers
-    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == wanted and all(map(_is_block, module))
+    ]
     if not lists:
         raise ModelLoadError(
             f"expected a list of {wanted} blocks in {type(model).__name__}, found none; this architecture cannot be hooked"
@@ -369,6 +372,11 @@ def _find_hooks(model: PreTrainedModel) -> list[HookSite]:
     ]
 
 
+def _is_block(module: nn.Module) -> bool:
+    """Whether a module is made of modules that have parts of their own, as a block is and its attention is not."""
+    return any(True for child in module.children() for _ in child.children())
+
+
 def _block_sites(block: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     """Kind, path below the block, and module, in the order of KINDS; a kind that a block does not have is left out."""
     yield "resid_pre", ":input", block
@@ -377,7 +385,7 @@ def _block_sites(block: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     for kind, pattern in (("attn_out", _ATTENTION), ("mlp_out", _MLP)):
         name = after[kind == "mlp_out"] if after else None
         for child, module in children.items():
-            if name is None and not _NORM.search(child) and pattern.search(child):
+            if name is None and pattern.search(child):
                 name = child if _adds_nothing(module) else ""
         if name:
             yield kind, f".{name}", children[name]
@@ -385,8 +393,9 @@ def _block_sites(block: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
 
 
 def _adds_nothing(module: nn.Module) -> bool:
-    """Whether a module gives what is to be added to the residual stream, rather than the sum."""
-    return "residual" not in inspect.signature(module.forward).parameters
+    """Whether a module gives what is to be added to the residual stream, rather than the sum, which it would be told of."""
+    told = {"residual", "input_tensor"}
+    return not any(told & inspect.signature(part.forward).parameters.keys() for part in module.modules())
 
 
 def _fingerprint(model: PreTrainedModel, name: str, sites: dict[str, HookSite]) -> Fingerprint:

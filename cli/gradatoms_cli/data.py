@@ -16,7 +16,7 @@ def harvest(
     out: Annotated[Path, typer.Option("-o", "--out", help="The store to write, NAME.gstore.")],
     model: Annotated[str, typer.Option(help="smollm2, a hub id, a folder, or a .gguf file.")] = "smollm2",
     hook: Annotated[
-        str | None, typer.Option(help="Hook names, separated by commas; default: the middle block.")
+        str | None, typer.Option(help="Hook names or globs, separated by commas, or all; default: the middle block.")
     ] = None,
     objective: Annotated[str, typer.Option(help="nll, or contrast (needs foils).")] = "nll",
     positions: Annotated[str, typer.Option(help="last, or prediction.")] = "last",

@@ -43,7 +43,7 @@ class HookSpec:
     name: str
     """TransformerLens name, such as `blocks.14.hook_resid_post`; an HDF5 link name, so no `/`."""
     hf_name: str
-    """Name of the Hugging Face module whose output it is, such as `model.layers.14`."""
+    """Name of the Hugging Face module whose output it is, such as `model.layers.14`; or input, with `:input` behind."""
     d: int
     """Width of a gradient at this hook (d_model for the residual stream)."""
 

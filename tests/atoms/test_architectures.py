@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from gradatoms.errors import HookError
+from gradatoms.errors import GradientError, HookError, ModelLoadError
 from gradatoms.examples import Example
-from gradatoms.gradients.harvest import merge_rows
+from gradatoms.gradients.harvest import HarvestConfig, harvest, merge_rows
 from gradatoms.gradients.reference import one_at_a_time
 from gradatoms.gradients.residual import batch_gradients, batched, tokenize
 from gradatoms.hooking import edit_site
@@ -151,6 +152,26 @@ def test_what_an_architecture_does_not_have_is_refused_by_name(model: LoadedMode
             model.hook(f"blocks.0.hook_{kind}")
     with pytest.raises(HookError, match=r"blocks\.0\.hook_resid_post"):
         model.find_hooks(["blocks.7.*"])
+
+
+def test_a_model_whose_rows_see_their_padding_is_refused_in_batches(
+    tokenizer: PreTrainedTokenizerFast, examples: list[Example], tmp_path: Path
+) -> None:
+    """BERT without a causal mask: what is padded to the right changes what stands left of it."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("bert", **COMMON | {"intermediate_size": 48})
+    loaded = wrap_model(AutoModelForCausalLM.from_config(config), tokenizer, "bidirectional")
+    assert {site.kind for site in loaded.hooks.values()} == {"resid_pre", "resid_post"}
+    with pytest.raises(GradientError, match=r"BertLMHeadModel J is .* --batch-tokens 1"):
+        harvest(loaded, examples, tmp_path / "a.gstore", HarvestConfig())
+    assert not (tmp_path / "a.gstore").exists()
+    assert harvest(loaded, examples, tmp_path / "a.gstore", HarvestConfig(batch_tokens=1)).rows == len(examples)
+
+
+def test_an_architecture_without_blocks_is_refused_by_name(tokenizer: PreTrainedTokenizerFast) -> None:
+    config = AutoConfig.for_model("xlm", n_layers=2, emb_dim=32, n_heads=4, n_words=320, causal=True)
+    with pytest.raises(ModelLoadError, match="blocks in XLMWithLMHeadModel"):
+        wrap_model(AutoModelForCausalLM.from_config(config), tokenizer, "xlm")
 
 
 def test_globs_and_all(tiny: LoadedModel) -> None:

@@ -39,6 +39,9 @@ from gradatoms_store import (
     open_store,
 )
 
+_DEPENDENCE = 0.02
+"""Relative change of J, or of a gradient's length and direction, that is not rounding; float32 gives about 1e-5."""
+
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
@@ -105,7 +108,8 @@ def harvest(
     Raises:
         OutputExistsError: ``out`` is taken and ``resume`` is off.
         StoreMismatchError: ``out`` was made from something else (the differing fields are named).
-        GradientError: a gradient is NaN or infinite; a store that this call created goes too, if it is still empty.
+        GradientError: a gradient is NaN or infinite, or depends on the batch that it is computed in; a store that this
+            call created goes too, if it is still empty.
     """
     out = Path(out)
     if out.exists() and not resume:
@@ -120,7 +124,7 @@ def harvest(
     fresh = not out.exists()
     writer = _writer(out, header, resume=resume)
     autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
-    rows, tokens, seconds, fidelity = 0, 0, 0.0, None
+    rows, tokens, seconds, fidelity, independent = 0, 0, 0.0, None, False
     done = sum(len(units[u]) for u in writer.done_units)
     try:
         with writer:
@@ -129,6 +133,9 @@ def harvest(
                 branches = [branch for i in unit for branch in sequences[i]]
                 found: list[BatchGradients] = []
                 for batch in batched(branches, batch_tokens=config.batch_tokens, device=loaded.device):
+                    if not independent and len(batch.example_B) > 1:
+                        _refuse_dependence(loaded, branches)
+                        independent = True
                     if autocast is not None and fidelity is None:
                         fidelity = _fidelity(loaded, batch, hooks, autocast)
                     started = time.perf_counter()
@@ -249,6 +256,24 @@ def _fidelity(loaded: LoadedModel, batch: TokenBatch, hooks: Sequence[HookSite],
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         cosines.append((np.einsum("rd,rd->r", a, b)[norms > 0] / norms[norms > 0]).min(initial=1.0))
     return float(min(cosines))
+
+
+def _refuse_dependence(loaded: LoadedModel, branches: Sequence[TokenSequence]) -> None:
+    """Refuse a model in which a sequence looks at its padding or at others of its batch: shortest alone and beside longest."""
+    short, *_, long = sorted(branches, key=lambda branch: len(branch.ids))
+    last = loaded.hooks[f"blocks.{loaded.fingerprint.n_layers - 1}.hook_resid_post"]
+    losses, gradients = [], []
+    for group in ([short], [short, long]):
+        (batch,) = batched(group, batch_tokens=2 * len(long.ids), device=loaded.device)
+        found = batch_gradients(loaded, batch, [last])
+        losses.append(float(found.sequence_loss[0]))
+        gradients.append(found.gradients[last.name][: len(short.rows)])
+    apart = float(np.linalg.norm(gradients[1] - gradients[0])), float(np.linalg.norm(gradients[0]))
+    if abs(losses[1] - losses[0]) > _DEPENDENCE * max(1.0, abs(losses[0])) or apart[0] > _DEPENDENCE * apart[1]:
+        raise GradientError(
+            f"expected an example's gradient not to depend on its batch, in {type(loaded.model).__name__} J is {losses[0]:.4f} nats "
+            f"alone and {losses[1]:.4f} beside a longer example; harvest one at a time with --batch-tokens 1"
+        )
 
 
 def _refuse_non_finite(block: GradientBlock, examples: Sequence[Example]) -> None:

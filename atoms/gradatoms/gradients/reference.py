@@ -41,12 +41,13 @@ def _one(loaded: LoadedModel, sequence: TokenSequence, hook: HookSite) -> dict[i
     kept: list[torch.Tensor] = []
 
     def keep(h: torch.Tensor) -> torch.Tensor:
+        h = h.view_as(h)  # of a block's input, what the block does with it
         h.retain_grad()
         kept.append(h)
         return h
 
     with torch.enable_grad(), edit_site(hook, keep):
-        logits = loaded.model(input_ids=torch.tensor([sequence.ids], device=loaded.device)).logits
+        logits = loaded.model(input_ids=torch.tensor([sequence.ids], device=loaded.device), use_cache=False).logits
         log_probs = logits[0].float().log_softmax(-1)
         objective = sum(-sign * log_probs[position, token] for position, token, sign in sequence.terms)
         objective.backward()

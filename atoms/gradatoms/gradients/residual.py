@@ -183,6 +183,8 @@ def batch_gradients(
     def keep(site: HookSite, h: torch.Tensor) -> torch.Tensor:
         if not kept or not h.requires_grad:  # nothing below it is asked for
             h = h.detach().requires_grad_(True)
+        elif site.kind == "resid_pre":
+            h = h.view_as(h)  # what the block does with it, and nobody else
         kept[site.name] = h
         return h.clone() if site.kind in ("attn_out", "mlp_out") else h  # some blocks add to these in place
 
