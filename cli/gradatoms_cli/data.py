@@ -19,7 +19,7 @@ def harvest(
         str | None, typer.Option(help="Hook names or globs, separated by commas, or all; default: the middle block.")
     ] = None,
     objective: Annotated[str, typer.Option(help="nll, or contrast (needs foils).")] = "nll",
-    positions: Annotated[str, typer.Option(help="last, or prediction.")] = "last",
+    positions: Annotated[str, typer.Option(help="last, prediction, prompt, or all.")] = "last",
     dtype: Annotated[str, typer.Option(help="Compute in float32 or bfloat16.")] = "float32",
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens a batch.")] = 1024,
     limit: Annotated[int | None, typer.Option(help="Use so many examples, spread evenly.")] = None,

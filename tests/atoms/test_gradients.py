@@ -14,7 +14,7 @@ from gradatoms.errors import ConfigError, ExampleError
 from gradatoms.examples import Example
 from gradatoms.gradients.harvest import merge_rows
 from gradatoms.gradients.reference import one_at_a_time
-from gradatoms.gradients.residual import TokenSequence, batch_gradients, batched, tokenize
+from gradatoms.gradients.residual import POSITIONS, TokenSequence, batch_gradients, batched, tokenize
 from gradatoms.hooking import edit_output
 from gradatoms.models import LoadedModel, wrap_model
 from gradatoms_store import GradientBlock
@@ -44,7 +44,7 @@ def assert_same_rows(found: np.ndarray, expected: np.ndarray) -> None:
     assert ((found * expected).sum(axis=1) / (norms * wanted)).min() >= 0.9999
 
 
-@pytest.mark.parametrize("positions", ["last", "prediction"])
+@pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("objective", ["nll", "contrast"])
 def test_batched_gradients_equal_plain_autograd(
     architecture: LoadedModel, examples: list[Example], objective: str, positions: str
@@ -153,6 +153,18 @@ def test_rows_name_the_token_read_and_the_token_to_predict(tiny: LoadedModel) ->
     assert every.position.tolist() == [len(prompt) - 1 + i for i in range(len(target))]
     assert every.token.tolist() == [prompt[-1], *target[:-1]]
     assert every.target.tolist() == target
+
+
+def test_positions_of_the_prompt_and_all(tiny: LoadedModel) -> None:
+    example = Example(prompt="The capital", target=" of France", foil=" of Japan and")
+    prompt, target = (tiny.tokenizer(text).input_ids for text in (example.prompt, example.target))
+    last, end = len(prompt) - 1, len(prompt) + len(target) - 1
+    for positions, stop in (("prompt", len(prompt)), ("all", end)):
+        for objective in ("nll", "contrast"):
+            block = fast(tiny, [example], tokenize(tiny, [example], objective=objective, positions=positions))
+            assert block.position.tolist() == list(range(stop))
+            assert block.token.tolist() == [*prompt, *target[:-1]][:stop]
+            assert block.target.tolist() == ([-1] * last + target)[:stop]
 
 
 @pytest.mark.parametrize("take", ["fast", "reference"])

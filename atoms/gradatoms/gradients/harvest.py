@@ -203,7 +203,7 @@ def merge_rows(
         example=keys[0].astype(np.int64),
         position=keys[1].astype(np.int32),
         token=chosen(np.concatenate([f.token for f in found])),
-        target=np.asarray([targets[int(e), int(p)] for e, p in keys.T], dtype=np.int32),
+        target=np.asarray([targets.get((int(e), int(p)), -1) for e, p in keys.T], dtype=np.int32),
         loss=np.asarray([losses[int(e)] for e in keys[0]], dtype=np.float32),
     )
 

@@ -28,7 +28,9 @@ from gradatoms.hooking import edit_site, plain_attention, predict_at
 from gradatoms.models import HookSite, LoadedModel
 
 OBJECTIVES = ("nll", "contrast")
-POSITIONS = ("last", "prediction")
+POSITIONS = ("last", "prediction", "prompt", "all")
+"""The prompt's last token, each position that predicts a target token, each of the prompt, or both of these."""
+
 PLAIN_ATTENTION_TOKENS = 128
 """Batches of longer rows keep the model's own attention kernel, whose memory does not grow with the square of the length."""
 
@@ -123,13 +125,15 @@ def _sequences(
 ) -> list[TokenSequence]:
     last = len(prompt) - 1
     terms = [(last + i, token, 1) for i, token in enumerate(target)]
-    rows = [last] if positions == "last" else [last + i for i in range(len(target))]
+    first = 0 if positions in ("prompt", "all") else last
+    end = last + 1 if positions in ("last", "prompt") else last + len(target)
     if len(foil) == 1:
         terms.append((last, foil[0], -1))
-    found = [TokenSequence(example, (*prompt, *target[:-1]), tuple(terms), tuple(rows))]
+    found = [TokenSequence(example, (*prompt, *target[:-1]), tuple(terms), tuple(range(first, end)))]
     if len(foil) > 1:
         foil_terms = tuple((last + i, token, -1) for i, token in enumerate(foil))
-        found.append(TokenSequence(example, (*prompt, *foil[:-1]), foil_terms, (last,)))
+        shared = tuple(range(first, last + 1))  # behind the prompt, the branches are of different tokens
+        found.append(TokenSequence(example, (*prompt, *foil[:-1]), foil_terms, shared))
     return found
 
 
