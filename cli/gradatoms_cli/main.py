@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from typing import Any
 
 import typer
 
@@ -48,16 +50,26 @@ app.command("steer")(words.steer)
 
 
 def main() -> None:
-    """Run a command; what goes wrong on purpose is one line and exit code 1."""
+    """Run a command; what goes wrong on purpose is one line and exit code 1, Ctrl-C is 130, SIGTERM 143."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    terminated = False
+
+    def terminate(*_: Any) -> None:
+        nonlocal terminated
+        terminated = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         app()
     except SystemExit as stop:  # typer turns Ctrl-C into exit code 130
         if stop.code == 130:
             print(
-                "interrupted: nothing that was finished is lost; run the same command again to go on", file=sys.stderr
+                "interrupted: nothing that was finished is lost; run the same command again to go on (harvest: with --resume)",
+                file=sys.stderr,
             )
+            sys.exit(143 if terminated else 130)
         raise
     except Exception as error:
         if not _expected(error):

@@ -220,8 +220,11 @@ class StoreWriter:
             if self._buffer.is_full(self._rows_per_shard):
                 self._start()
 
-    def flush(self) -> None:
-        """Commit what is buffered, and wait until it is on the disk.
+    def flush(self, *, wait: bool = True) -> None:
+        """Commit what is buffered.
+
+        Args:
+            wait: until it is on the disk; else it is only begun, after what was begun before is on the disk.
 
         Raises:
             StoreError: the shard could not be written; committed shards are intact, the rows stay buffered.
@@ -229,7 +232,8 @@ class StoreWriter:
         with self._own():
             self._usable()
             self._start()
-            self._finish()
+            if wait:
+                self._finish()
 
     def close(self) -> None:
         """Commit what is buffered and let the store go; closing twice is harmless.

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from gradatoms_cli.main import app
+from gradatoms_store import open_store, store_info, verify_store
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
 MAIN = "from gradatoms_cli.main import main; main()"
@@ -504,6 +509,44 @@ main()
     done = child("ls", ran.atoms, cwd=tmp_path, code=code)
     assert done.returncode == 130 and done.stdout == ""
     assert done.stderr.startswith("interrupted: ") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_harvest_that_is_told_to_stop_commits_and_goes_on(
+    ran: Pipeline, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """What a scheduler sends before it kills, in the middle of the work; then the store is that of an unbroken harvest."""
+    stopped, whole = tmp_path / "stopped.gstore", tmp_path / "whole.gstore"
+    args = ["harvest", "builtin:corrections", "--model", ran.model, "--positions", "prediction", "-o"]
+    command = [sys.executable, "-c", MAIN, *map(str, [*args, stopped])]
+    with subprocess.Popen(command, env=ENV, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while '"units": [0, 1' not in "".join(_claims(stopped)) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert errors.splitlines()[-1].startswith("interrupted: ")
+    before = store_info(stopped)
+    assert before.rows > 0 and not before.complete
+    inside(*args, stopped, "--resume")
+    inside(*args, whole)
+    ours, theirs = open_store(stopped), open_store(whole)
+    assert ours.info.complete and verify_store(stopped).ok
+    assert ours.n_rows == theirs.n_rows
+    by_row = [np.lexsort((store.rows["position"], store.rows["example"])) for store in (ours, theirs)]
+    one, other = (store.read(store.hooks[0], rows) for store, rows in zip((ours, theirs), by_row, strict=True))
+    np.testing.assert_array_equal(one.gradients, other.gradients)
+    np.testing.assert_array_equal(one.norms, other.norms)
+
+
+def _claims(store: Path) -> list[str]:
+    """What the writers of a store have claimed."""
+    found = []
+    for file in store.glob("writers/*.json"):
+        with contextlib.suppress(OSError):
+            found.append(file.read_text())
+    return found
 
 
 @pytest.mark.parametrize("args", [["nonsense"], ["harvest"], ["show", "x.atoms", "many"], ["ls", "x.atoms", "--nope"]])

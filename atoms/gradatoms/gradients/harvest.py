@@ -61,6 +61,8 @@ class HarvestConfig:
     """Padded tokens in a batch; bounds memory."""
     unit_examples: int = 512
     """Examples in a unit of work; a resume starts at the first unit that is not committed."""
+    commit_seconds: float = 30.0
+    """A shard is committed, in the background, when it is full or this much time has passed: what a kill can cost."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -126,6 +128,7 @@ def harvest(
     autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
     rows, tokens, seconds, fidelity, independent = 0, 0, 0.0, None, False
     done = sum(len(units[u]) for u in writer.done_units)
+    committed = time.monotonic()
     try:
         with writer:
             for number in writer.units():
@@ -148,7 +151,9 @@ def harvest(
                 _refuse_non_finite(block, examples)
                 rows += len(block.example)
                 writer.append(number, block, [_record(i, examples[i]) for i in unit])
-                writer.flush()
+                if time.monotonic() - committed >= config.commit_seconds:
+                    writer.flush(wait=False)
+                    committed = time.monotonic()
     except GradientError:
         if fresh:
             discard_empty(out)
