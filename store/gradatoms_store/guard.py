@@ -25,9 +25,9 @@ import numpy as np
 from gradatoms_store.container import GAP_BYTES, GAP_BYTES_A_BLOCK
 from gradatoms_store.errors import StoreFormatError
 from gradatoms_store.files import open_regular
-from gradatoms_store.hdf5 import Dataset, Kind, Message, Metadata, Storage, Unsound, group_links, read_dataset
-from gradatoms_store.hdf5.dataset import describe, name_dtype, text_attribute
-from gradatoms_store.hdf5.metadata import NOWHERE
+from gradatoms_store.hdf5.dataset import Dataset, Storage, describe, name_dtype, read_dataset, text_attribute
+from gradatoms_store.hdf5.links import group_links
+from gradatoms_store.hdf5.metadata import NOWHERE, Kind, Message, Metadata, Unsound
 from gradatoms_store.hdf5.virtual import source_files
 from gradatoms_store.layout import BlockSpec
 

@@ -5,21 +5,3 @@ filters of a group's heap, follow links to other files, or crash. So no file tha
 What is read here is what it writes with the version bounds v110; anything else is `Unsound`. Sections in the modules are
 those of the HDF5 File Format Specification, version 3.0.
 """
-
-from gradatoms_store.hdf5.dataset import Dataset, Storage, read_dataset
-from gradatoms_store.hdf5.links import Link, group_links
-from gradatoms_store.hdf5.metadata import Kind, Message, Metadata, Unsound
-from gradatoms_store.hdf5.virtual import source_files
-
-__all__ = [
-    "Dataset",
-    "Kind",
-    "Link",
-    "Message",
-    "Metadata",
-    "Storage",
-    "Unsound",
-    "group_links",
-    "read_dataset",
-    "source_files",
-]
