@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -40,29 +42,35 @@ class Example:
 
 
 def read_examples(source: str | Path, *, limit: int | None = None) -> list[Example]:
-    """Read examples from a ``.jsonl`` file or ``builtin:corrections``.
+    """Read examples from a file, or ``builtin:corrections``.
 
     Args:
         source: path of a jsonl file, one object a line with ``prompt``, ``target`` and optionally ``foil``, ``concept``
-            and ``meta`` (an object of strings); or ``builtin:corrections``, the corpus that comes with the package.
+            and ``meta`` (an object of strings); of a ``.csv`` file with these columns, where an empty cell is none and
+            ``meta`` is JSON text; of a ``.parquet`` file with them, ``meta`` a struct, a map or JSON text; or
+            ``builtin:corrections``, the corpus that comes with the package.
         limit: keep this many examples, spread evenly over the file.
 
     Raises:
         ExampleError: no such source, nothing in it, or a malformed line (file, line and field are named).
     """
-    if str(source).startswith("builtin:"):
-        text, shown = _builtin(str(source)), str(source)
+    shown, path = str(source), Path(source)
+    if shown.startswith("builtin:"):
+        found = parse_jsonl(_builtin(shown).split("\n"), shown)
+    elif not path.is_file():
+        raise ExampleError(
+            f"expected a file of examples (jsonl, csv or parquet), found nothing at {path}; check the path, or use builtin:corrections"
+        )
+    elif path.suffix.lower() == ".csv":
+        found = parse_csv(_read_text(path), shown)
+    elif path.suffix.lower() == ".parquet":
+        found = _read_parquet(path)
     else:
-        path = Path(source)
-        if not path.is_file():
-            raise ExampleError(
-                f"expected a jsonl file of examples, found nothing at {path}; check the path, or use builtin:corrections"
-            )
-        text, shown = _read_text(path), str(path)
-    examples = list(parse_jsonl(text.split("\n"), shown))
+        found = parse_jsonl(_read_text(path).split("\n"), shown)
+    examples = list(found)
     if not examples:
         raise ExampleError(
-            f"expected at least one example in {shown}, found none; each line is a JSON object with prompt and target"
+            f"expected at least one example in {shown}, found none; each line or row has a prompt and a target"
         )
     if limit is not None and limit < 1:
         raise ExampleError(f"expected a limit of at least 1, got {limit}")
@@ -86,6 +94,53 @@ def parse_jsonl(lines: Iterable[str], source: str) -> Iterator[Example]:
         if not isinstance(record, dict):
             raise ExampleError(f"{where}: expected a JSON object, got {type(record).__name__}; fix or remove the line")
         yield example_from_record(record, where)
+
+
+def parse_csv(text: str, source: str) -> Iterator[Example]:
+    """Parse csv text whose first line names the columns. ``source`` is what errors call the file."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            where = f"{source}, line {reader.line_num}"
+            if None in row:
+                raise ExampleError(
+                    f"{where}: expected {len(row) - 1} cells, got more; quote cells that hold a comma or a line break"
+                )
+            yield _example_from_row({name: cell for name, cell in row.items() if cell}, where)
+    except csv.Error as error:
+        raise ExampleError(f"{source}, line {reader.line_num}: expected csv, got {error}; fix the line") from error
+
+
+def _read_parquet(path: Path) -> Iterator[Example]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise ExampleError(f"expected pyarrow to read {path}, found none; pip install pyarrow") from error
+    try:
+        number = 0
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for row in batch.to_pylist(maps_as_pydicts="strict"):
+                    number += 1
+                    yield _example_from_row(row, f"{path}, row {number}")
+    except (ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ExampleError(f"expected a parquet file, {path} failed with {reason}; check the file") from error
+
+
+def _example_from_row(row: dict[str, Any], where: str) -> Example:
+    """One checked example from a row of a table: its ``meta`` may be JSON text, or a struct with fields left out."""
+    record, meta = dict(row), row.get("meta")
+    if isinstance(meta, str):
+        try:
+            record["meta"] = json.loads(meta)
+        except ValueError as error:
+            raise ExampleError(
+                f"{where}, field 'meta': expected JSON text, got malformed JSON ({error}); fix the cell"
+            ) from error
+    elif isinstance(meta, dict):
+        record["meta"] = {key: value for key, value in meta.items() if value is not None}
+    return example_from_record(record, where)
 
 
 def example_from_record(record: dict[str, Any], where: str) -> Example:

@@ -12,7 +12,7 @@ from gradatoms_cli.output import Json, bars, emit
 
 
 def harvest(
-    examples: Annotated[str, typer.Argument(help="A jsonl file of examples, or builtin:corrections.")],
+    examples: Annotated[str, typer.Argument(help="A jsonl, csv or parquet file of examples, or builtin:corrections.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The store to write, NAME.gstore.")],
     model: Annotated[str, typer.Option(help="smollm2, a hub id, a folder, or a .gguf file.")] = "smollm2",
     hook: Annotated[

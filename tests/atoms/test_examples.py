@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from gradatoms.errors import ExampleError
-from gradatoms.examples import Example, read_examples
+from gradatoms.examples import FIELDS, Example, read_examples
 
 GOOD = '{"prompt": "a", "target": " b"}'
 
@@ -151,3 +155,74 @@ def test_a_group_stays_on_one_side() -> None:
         assert len(sides) == 1
     prompts = {Example(prompt="same", target=f" t{i}").held_out(0.5, 3) for i in range(20)}
     assert len(prompts) == 1
+
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": 'naïve 🧪,\n"x"', "target": " b", "foil": " c", "concept": "k", "meta": {"group": "g", "by": "h"}},
+    {"prompt": "a", "target": " b", "foil": None, "concept": None, "meta": None},
+    {"prompt": "c", "target": " d", "foil": " e", "concept": None, "meta": {"group": "g"}},
+]
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]], fields: Sequence[str] = FIELDS) -> Path:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fields, extrasaction="ignore")
+        writer.writeheader()
+        for row in rows:
+            meta = row.get("meta")
+            writer.writerow(row | {"meta": json.dumps(meta) if isinstance(meta, dict) else meta})
+    return path
+
+
+@pytest.mark.parametrize("meta", ["struct", "map", "text"])
+def test_tables_hold_what_jsonl_holds(write: Callable[..., Path], tmp_path: Path, meta: str) -> None:
+    expected = read_examples(write(*(json.dumps(row) for row in ROWS)))
+    assert read_examples(write_csv(tmp_path / "facts.CSV", ROWS)) == expected
+    kinds = {"map": pa.map_(pa.string(), pa.string()), "text": pa.string()}
+    kinds["struct"] = pa.struct([("group", pa.string()), ("by", pa.string())])
+    values = [row["meta"] if meta == "struct" or row["meta"] is None else row["meta"].items() for row in ROWS]
+    if meta == "text":
+        values = [None if row["meta"] is None else json.dumps(row["meta"]) for row in ROWS]
+    columns = {field: pa.array([row[field] for row in ROWS], pa.string()) for field in FIELDS[:-1]}
+    table = pa.table(
+        columns | {"meta": pa.array([v if v is None or meta != "map" else list(v) for v in values], kinds[meta])}
+    )
+    parquet.write_table(table, tmp_path / "facts.parquet", row_group_size=2)
+    assert read_examples(tmp_path / "facts.parquet") == expected
+
+
+def test_tables_need_only_prompt_and_target(tmp_path: Path) -> None:
+    fields = ("target", "prompt")
+    expected = [Example(prompt=row["prompt"], target=row["target"]) for row in ROWS]
+    assert read_examples(write_csv(tmp_path / "a.csv", ROWS, fields)) == expected
+    parquet.write_table(pa.table({f: [row[f] for row in ROWS] for f in fields}), tmp_path / "a.parquet")
+    assert read_examples(tmp_path / "a.parquet") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("prompt,target\na,b\nc,\n", "line 3, field 'target': expected a non-empty string, got nothing"),
+        ("prompt,target\na\n", "line 2, field 'target'"),
+        ("prompt,target\na,b,c\n", "line 2: expected 2 cells, got more"),
+        ("prompt,target,x\na,b,c\n", "line 2: expected only the fields"),
+        ('prompt,target\n"a,b\n', "expected csv, got unexpected end of data"),
+        ("prompt,target,meta\na,b,{\n", "line 2, field 'meta': expected JSON text"),
+        ("prompt,target,meta\na,b,[1]\n", "line 2, field 'meta': expected an object of strings"),
+        ("prompt,target\n", "at least one example"),
+        ("", "at least one example"),
+    ],
+)
+def test_a_malformed_csv_names_the_line(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    assert reason in refusal(tmp_path / "a.csv")
+
+
+def test_a_malformed_parquet_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1 no table PAR1")
+    assert "expected a parquet file" in refusal(path)
+    parquet.write_table(pa.table({"prompt": ["a", "b"], "target": ["c", None]}), path)
+    assert f"{path}, row 2, field 'target'" in refusal(path)
+    parquet.write_table(pa.table({"prompt": [1], "target": ["c"]}), path)
+    assert "row 1, field 'prompt': expected a non-empty string, got 1" in refusal(path)
