@@ -9,6 +9,7 @@ from gradatoms_store.errors import (
     StoreValueError,
 )
 from gradatoms_store.info import StoreInfo
+from gradatoms_store.layout import row_bytes
 from gradatoms_store.merge import merge_stores
 from gradatoms_store.reader import Store, open_store, store_info
 from gradatoms_store.schema import (
@@ -46,6 +47,7 @@ __all__ = [
     "merge_stores",
     "open_store",
     "repair_store",
+    "row_bytes",
     "store_info",
     "verify_store",
     "write_view",

@@ -118,6 +118,11 @@ class Store:
         return int(self._starts[-1])
 
     @property
+    def units(self) -> frozenset[int]:
+        """Work units in committed shards, of all stores that are open."""
+        return frozenset(unit for shard in self.shards for unit in shard.sidecar.units)
+
+    @property
     def fingerprint(self) -> str:
         """Hex digest of model, hooks, objective, positions, dtype, space and plan; of several stores, of the first."""
         return self.header.fingerprint

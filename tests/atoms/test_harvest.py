@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from gradatoms.errors import ConfigError, ExampleError, GradientError, HookError, OutputExistsError
 from gradatoms.examples import Example
-from gradatoms.gradients.harvest import HarvestConfig, examples_of, harvest, is_complete
+from gradatoms.gradients.harvest import HarvestConfig, examples_of, harvest, is_complete, plan_harvest
+from gradatoms.gradients.plan import HarvestPlan
 from gradatoms.gradients.reference import one_at_a_time
 from gradatoms.gradients.residual import tokenize
 from gradatoms.models import LoadedModel, wrap_model
@@ -296,3 +297,41 @@ def test_processes_harvest_one_store_together(small_folder: Path, small_corpus: 
     np.testing.assert_array_equal(b, d)
     for field, values in rows_a.items():
         np.testing.assert_array_equal(values, rows_c[field])
+
+
+def test_the_plan_is_what_is_then_done(tiny: LoadedModel, examples: list[Example], tmp_path: Path) -> None:
+    path = tmp_path / "facts.gstore"
+    plan = plan_harvest(tiny, examples, path, CONFIG)
+    assert not path.exists()
+    assert (plan.examples, plan.hooks) == (len(examples), HOOKS)
+    assert 0 < plan.seconds < 60 and plan.free_bytes > plan.bytes
+    told: list[HarvestPlan] = []
+    report = harvest(tiny, examples, path, CONFIG, planned=told.append)
+    assert (plan.tokens, plan.rows) == (report.tokens, report.rows)
+    assert replace(told[0], seconds=0.0, free_bytes=0) == replace(plan, seconds=0.0, free_bytes=0)
+    stored = open_store(path)
+    data = sum(place.length_bytes for shard in stored.shards for place in shard.places.values())
+    assert plan.bytes == pytest.approx(data, rel=0.1)
+
+
+def test_the_plan_of_a_resumed_harvest_is_what_is_left(
+    tiny: LoadedModel, examples: list[Example], tmp_path: Path
+) -> None:
+    path, config = tmp_path / "facts.gstore", replace(CONFIG, objective="nll")
+
+    def stop(_stage: str, done: int, _total: int) -> None:
+        if done > config.unit_examples:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        harvest(tiny, examples, path, config, progress=stop)
+    done = open_store(path).info.examples
+    assert 0 < done < len(examples)
+    assert plan_harvest(tiny, examples, path, config, resume=True).examples == len(examples) - done
+    with pytest.raises(OutputExistsError):
+        plan_harvest(tiny, examples, path, config)
+    with pytest.raises(StoreMismatchError, match="positions"):
+        plan_harvest(tiny, examples, path, replace(config, positions="last"), resume=True)
+    harvest(tiny, examples, path, config, resume=True)
+    plan = plan_harvest(tiny, examples, path, config, resume=True)
+    assert (plan.examples, plan.tokens, plan.rows, plan.bytes, plan.seconds) == (0, 0, 0, 0, 0.0)

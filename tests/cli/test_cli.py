@@ -511,6 +511,16 @@ main()
     assert done.stderr.startswith("interrupted: ") and len(done.stderr.splitlines()) == 1
 
 
+def test_a_dry_run_says_what_there_is_to_do(ran: Pipeline, tmp_path: Path) -> None:
+    args = ["harvest", ran.corpus, "--model", ran.model, "-o", tmp_path / "a.gstore", "--limit", 10]
+    plan = inside_json(*args, "--dry-run")
+    assert (plan["examples"], plan["rows"]) == (10, 10) and plan["tokens"] > 10
+    assert not (tmp_path / "a.gstore").exists()
+    done = child(*args, cwd=tmp_path)
+    assert done.stderr.startswith("10 examples, ") and f"{plan['tokens']:,} tokens" in done.stderr
+    assert inside_json(*args, "--resume", "--dry-run")["examples"] == 0
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_harvest_that_is_told_to_stop_commits_and_goes_on(
     ran: Pipeline, tmp_path: Path, number: signal.Signals, code: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 
 from gradatoms.errors import ConfigError, GradientError, OutputExistsError
 from gradatoms.examples import Example
+from gradatoms.gradients.plan import HarvestPlan, make_plan
 from gradatoms.gradients.residual import (
     OBJECTIVES,
     POSITIONS,
@@ -33,6 +34,7 @@ from gradatoms_store import (
     Store,
     StoreExistsError,
     StoreHeader,
+    StoreMismatchError,
     StoreNotFoundError,
     StoreWriter,
     discard_empty,
@@ -99,6 +101,7 @@ def harvest(
     *,
     resume: bool = False,
     progress: Progress = silent,
+    planned: Callable[[HarvestPlan], None] | None = None,
 ) -> HarvestReport:
     """Write the gradients of ``examples`` to the store ``out``.
 
@@ -106,6 +109,7 @@ def harvest(
         out: path of the ``.gstore`` folder.
         resume: go on with an existing store of the same model, examples and settings, also while other processes do;
             each unit is harvested by one. Without it an existing path is refused.
+        planned: told what there is to do, before it is begun.
 
     Raises:
         OutputExistsError: ``out`` is taken and ``resume`` is off.
@@ -114,23 +118,17 @@ def harvest(
             call created goes too, if it is still empty.
     """
     out = Path(out)
-    if out.exists() and not resume:
-        raise OutputExistsError(f"expected a new path, {out} exists; choose another, remove it, or go on with --resume")
-    config = replace(config, hooks=config.hooks or (loaded.default_hook(),))
-    hooks = loaded.find_hooks(config.hooks)
-    sequences = tokenize(loaded, examples, objective=config.objective, positions=config.positions)
-    units = [
-        range(i, min(i + config.unit_examples, len(examples))) for i in range(0, len(examples), config.unit_examples)
-    ]
-    header = _header(loaded, examples, config, hooks, len(units))
+    task = _Task.of(loaded, examples, out, config, resume=resume)
+    hooks, sequences, units, autocast = task.hooks, task.sequences, task.units, task.autocast
     fresh = not out.exists()
-    writer = _writer(out, header, resume=resume)
-    autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
+    writer = _writer(out, task.header, resume=resume)
     rows, tokens, seconds, fidelity, independent = 0, 0, 0.0, None, False
     done = sum(len(units[u]) for u in writer.done_units)
     committed = time.monotonic()
     try:
         with writer:
+            if planned is not None:
+                planned(task.plan(loaded, examples, out, writer.done_units))
             for number in writer.units():
                 unit = units[number]
                 branches = [branch for i in unit for branch in sequences[i]]
@@ -159,6 +157,72 @@ def harvest(
             discard_empty(out)
         raise
     return HarvestReport(rows=rows, tokens=tokens, seconds=seconds, dtype=config.dtype, fidelity=fidelity)
+
+
+def plan_harvest(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    out: str | Path,
+    config: HarvestConfig,
+    *,
+    resume: bool = False,
+) -> HarvestPlan:
+    """What ``harvest`` with these arguments has to do; writes nothing.
+
+    Raises:
+        OutputExistsError, StoreMismatchError: as for ``harvest``.
+    """
+    out = Path(out)
+    task = _Task.of(loaded, examples, out, config, resume=resume)
+    if not out.exists():
+        return task.plan(loaded, examples, out, frozenset())
+    store = open_store(out, lazy=True)
+    differences = store.header.differences(task.header)
+    if differences:
+        raise StoreMismatchError(f"{out}: expected the header of this store, got another: {'; '.join(differences)}")
+    return task.plan(loaded, examples, out, store.units)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The examples as token sequences, in units of work, and what they are harvested with."""
+
+    config: HarvestConfig
+    hooks: list[HookSite]
+    sequences: list[list[TokenSequence]]
+    units: list[range]
+    header: StoreHeader
+    autocast: torch.dtype | None
+
+    @classmethod
+    def of(
+        cls, loaded: LoadedModel, examples: Sequence[Example], out: Path, config: HarvestConfig, *, resume: bool
+    ) -> _Task:
+        if out.exists() and not resume:
+            raise OutputExistsError(
+                f"expected a new path, {out} exists; choose another, remove it, or go on with --resume"
+            )
+        config = replace(config, hooks=config.hooks or (loaded.default_hook(),))
+        hooks = loaded.find_hooks(config.hooks)
+        sequences = tokenize(loaded, examples, objective=config.objective, positions=config.positions)
+        n, step = len(examples), config.unit_examples
+        units = [range(start, min(start + step, n)) for start in range(0, n, step)]
+        header = _header(loaded, examples, config, hooks, len(units))
+        autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
+        return cls(config, hooks, sequences, units, header, autocast)
+
+    def plan(self, loaded: LoadedModel, examples: Sequence[Example], out: Path, done: frozenset[int]) -> HarvestPlan:
+        left = [i for number, unit in enumerate(self.units) if number not in done for i in unit]
+        return make_plan(
+            loaded,
+            [examples[i] for i in left],
+            [self.sequences[i] for i in left],
+            self.hooks,
+            self.header,
+            out,
+            batch_tokens=self.config.batch_tokens,
+            autocast=self.autocast,
+        )
 
 
 def _writer(out: Path, header: StoreHeader, *, resume: bool) -> StoreWriter:
