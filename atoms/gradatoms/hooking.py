@@ -28,7 +28,9 @@ def edit_output(module: nn.Module, edit: Edit) -> Iterator[None]:
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         if isinstance(output, tuple | list):
             edited = edit(output[0])
-            return None if edited is None else type(output)([edited, *output[1:]])
+            if edited is None:
+                return None
+            return [edited, *output[1:]] if isinstance(output, list) else (edited, *output[1:])
         return edit(output)
 
     handle = module.register_forward_hook(hook)
@@ -65,7 +67,7 @@ def edit_site(site: HookSite, edit: Edit) -> Iterator[None]:
 
     def edit_flat(h: torch.Tensor) -> torch.Tensor | None:
         """Some blocks lay the positions of all sequences end to end for their MLP."""
-        if h.shape == shape[0]:
+        if h.dim() != 2:
             return edit(h)
         edited = edit(h.view(shape[0]))
         return None if edited is None else edited.view(h.shape)
