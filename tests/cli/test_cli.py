@@ -465,6 +465,8 @@ def test_refused_in_one_line(fork: Forks, ran: Pipeline, tmp_path: Path, case: R
 
 def test_nan_weights_leave_no_store(fork: Forks, ran: Pipeline, nan_folder: Path, tmp_path: Path) -> None:
     done = fork("harvest", ran.corpus, "--model", nan_folder, "-o", "new.gstore", cwd=tmp_path)
+    plan, _, done.stderr = done.stderr.partition("\n")  # the work had begun when they were found
+    assert plan.startswith("96 examples, ")
     assert_one_line(done, ["NaN", "example 1"])
     assert not list(tmp_path.iterdir())
 
