@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -343,12 +344,14 @@ def _rounded(summary: NormSummary) -> object:
 
 def _uncommitted(folder: Path, committed: set[str], claims: Claims) -> Iterator[Problem]:
     """Shard files without a sidecar, when nobody is writing: a kill left them, or their sidecar was lost."""
-    spared: set[int | None] = set()
-    if (folder / WRITERS).is_dir() and os.access(folder / WRITERS, os.W_OK):
-        with claims.exclusive():
+    with contextlib.ExitStack() as locked:
+        spared: set[int | None] = set()
+        if (folder / WRITERS).is_dir() and os.access(folder / WRITERS, os.W_OK):
+            locked.enter_context(claims.exclusive())  # nobody claims a number while the files are listed
             spared = {claim.shard for claim in claims.others()}
-            committed = committed | {file.stem for file in (folder / SHARDS).glob("*.json")}  # meanwhile
-    for file in sorted((folder / SHARDS).glob("*.h5")):
+        files = sorted((folder / SHARDS).glob("*.h5"))
+        committed = committed | {file.stem for file in (folder / SHARDS).glob("*.json")}  # meanwhile
+    for file in files:
         if file.stem.isdecimal() and file.stem not in committed and int(file.stem) not in spared:
             message = f"{file}: expected a sidecar {file.stem}.json beside it, found none; its rows do not count"
             yield Problem(file.name, None, f"{message}: restore the sidecar, or resume to harvest its units again")

@@ -23,6 +23,7 @@ from gradatoms_store import (
     StoreMismatchError,
     StoreValueError,
     StoreWriter,
+    claims,
     merge_stores,
     open_store,
     repair_store,
@@ -243,6 +244,22 @@ def test_repair_sets_aside_and_resume_completes(store_path: Path, samples: Simpl
     assert verify_store(store_path).ok
     np.testing.assert_array_equal(np.sort(open_store(store_path).rows["token"]), np.arange(120))
     assert repair_store(store_path).set_aside == ()
+
+
+def test_verify_spares_a_shard_that_a_writer_begins_meanwhile(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard file that appears as soon as verify lets go of the lock is a writer's, not one without a commit."""
+    release, begun = claims.unlock, store_path / "shards/00003.h5"
+
+    def release_and_begin(descriptor: int) -> None:
+        release(descriptor)
+        begun.touch()
+
+    monkeypatch.setattr(claims, "unlock", release_and_begin)
+    assert verify_store(store_path).ok and begun.exists()
+    monkeypatch.undo()
+    assert [problem.shard for problem in verify_store(store_path).problems] == ["00003.h5"]
 
 
 def test_repair_removes_a_view_that_is_not_sound(store_path: Path) -> None:
