@@ -26,7 +26,7 @@ from gradatoms.errors import ConfigError
 from gradatoms.examples import Example, read_examples
 from gradatoms.gradients.harvest import HarvestConfig, harvest, is_complete
 from gradatoms.gradients.reference import one_at_a_time
-from gradatoms.gradients.residual import tokenize
+from gradatoms.gradients.sequences import tokenize
 from gradatoms.hooking import has_bfloat16
 from gradatoms.labels.labeler import label_atoms, label_texts, load_labels
 from gradatoms.labels.teacher import RuleTeacher
@@ -187,7 +187,7 @@ def _harvest(
         "tokens_per_second": speed,
         "loop_tokens_per_second": loop,
         "dtype": plan.dtype,
-        "fidelity": report.fidelity if report else None,
+        "fidelity": report.fidelity.lowest if report and report.fidelity else None,
     }
 
 

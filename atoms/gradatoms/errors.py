@@ -11,6 +11,10 @@ class ExampleError(GradAtomsError, ValueError):
     """An example, or a file of examples, cannot be used."""
 
 
+class UnusableExampleError(ExampleError):
+    """An example is well formed, but not with this model, objective or positions."""
+
+
 class ModelLoadError(GradAtomsError, OSError):
     """A model or its tokenizer cannot be found or read."""
 

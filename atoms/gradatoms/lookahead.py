@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch.nn import functional as F
 
-from gradatoms.gradients.residual import TokenSequence
+from gradatoms.gradients.sequences import TokenSequence
 from gradatoms.hooking import Edit, edit_site
 from gradatoms.models import HookSite, LoadedModel
 from gradatoms.prefix import Prefix, by_length, run_prefix, run_tail
@@ -150,8 +149,8 @@ def stepped_objective(
         tails = [s.ids[p:] for s, p in chosen]
         width = max(len(t) for t in tails)
         ids = torch.tensor([[*t, *[0] * (width - len(t))] for t in tails], device=loaded.device)
-        terms = [(row, q - p, token, sign) for row, (s, p) in enumerate(chosen) for q, token, sign in s.terms if q >= p]
-        row_P, pos_P, token_P, sign_P = (
+        terms = [(row, q - p, token, w) for row, (s, p) in enumerate(chosen) for q, token, w in s.terms if q >= p]
+        row_P, pos_P, token_P, weight_P = (
             torch.tensor(column, device=loaded.device) for column in zip(*terms, strict=True)
         )
         rows = torch.arange(len(chosen), device=loaded.device)
@@ -161,8 +160,9 @@ def stepped_objective(
             )
             with edit_site(hook, _adder(direction, eta)):
                 logits = run_tail(loaded, prefix, rows, ids=ids, at=(row_P, pos_P))
-            nll = F.cross_entropy(logits.float(), token_P, reduction="none") * sign_P
-            result[group, m] = torch.zeros(len(group), device=nll.device).index_add_(0, row_P, nll).cpu().numpy()
+            values = logits.float() if chosen[0][0].logit else logits.float().log_softmax(-1)
+            loss = -weight_P * values.gather(1, token_P[:, None])[:, 0]
+            result[group, m] = torch.zeros(len(group), device=loss.device).index_add_(0, row_P, loss).cpu().numpy()
         done += len(group)
         progress("step recovered", done, len(branches))
     return result

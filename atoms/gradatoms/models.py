@@ -17,6 +17,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -182,14 +183,22 @@ def cache_dir() -> Path:
 
 
 def load_model(
-    name: str, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False
+    name: str,
+    *,
+    adapter: str | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a causal language model, frozen and in eval mode.
 
     Args:
         name: ``smollm2``, a hub id, a folder, or a ``.gguf`` file.
+        adapter: folder or hub id of a LoRA adapter that goes on top (needs peft).
         dtype: parameter dtype, ``float32``, ``bfloat16`` or ``float16``.
         device: torch device; default CUDA where there is one, else CPU.
+        device_map: ``auto`` spreads the blocks over all devices of this process, for a model larger than one.
         trust_remote_code: let the model's own Python code run. Off unless you say so.
 
     Raises:
@@ -197,10 +206,41 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ConfigError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
+    if device is not None and device_map is not None:
+        raise ConfigError(f"expected device or device_map, got both ({device}, {device_map}); leave one of them out")
     folder, shown = _resolve(name)
-    model, tokenizer = _from_pretrained(folder, shown, dtype, trust_remote_code)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return wrap_model(model.to(device), tokenizer, shown)  # type: ignore[arg-type]
+    model, tokenizer = _from_pretrained(folder, shown, dtype, device_map, trust_remote_code)
+    if adapter is not None:
+        _add_adapter(model, adapter)
+    if device_map is None:
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+    return wrap_model(model, tokenizer, shown if adapter is None else f"{shown} + {adapter}")
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Only the tokenizer of what ``load_model`` would load.
+
+    Raises:
+        ModelLoadError: as for ``load_model``.
+    """
+    folder, shown = _resolve(name)
+    with _loading(folder, shown) as local:
+        return _tokenizer(folder, local, trust_remote_code)
+
+
+def _add_adapter(model: PreTrainedModel, adapter: str) -> None:
+    """Put a LoRA adapter on the model's own modules, unmerged."""
+    if importlib.util.find_spec("peft") is None:
+        raise ModelLoadError(f"expected peft to put the adapter {adapter!r} on the model, found none; pip install peft")
+    from safetensors import SafetensorError
+
+    try:
+        model.load_adapter(adapter, use_safetensors=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ModelLoadError(
+            f"expected a LoRA adapter for this model at {adapter!r}, got: {_first_line(error)}; check that the folder holds "
+            "adapter_config.json and adapter_model.safetensors, and that it was trained on this model"
+        ) from error
 
 
 def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> LoadedModel:
@@ -284,24 +324,46 @@ def _read_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def _from_pretrained(
-    source: str, shown: str, dtype: str, trust_remote_code: bool
+    source: str, shown: str, dtype: str, device_map: str | None, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModelForCausalLM
+
+    with _loading(source, shown) as local:
+        tokenizer = _tokenizer(source, local, trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            local_files_only=local,
+        )
+    return model, tokenizer
+
+
+def _tokenizer(source: str, local: bool, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        source, trust_remote_code=trust_remote_code, local_files_only=local
+    )
+    return found
+
+
+@contextmanager
+def _loading(source: str, shown: str) -> Iterator[bool]:
+    """Turns the loaders' errors into one of ours, and keeps their bars quiet; gives whether the source is a folder."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as hf_logging
 
     local = Path(source).is_dir()
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local}
     if not local and not _cached(source):
         _require_hub(source)
     bars = hf_logging.is_progress_bar_enabled()
     if local:
         hf_logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, dtype), use_safetensors=True, **options
-        )
+        yield local
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         hint = (
             "check that the folder holds config.json, model.safetensors and the tokenizer"
@@ -314,7 +376,6 @@ def _from_pretrained(
     finally:
         if bars:
             hf_logging.enable_progress_bar()
-    return model, tokenizer
 
 
 def _cached(hub_id: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,47 +19,99 @@ if TYPE_CHECKING:
 
 
 def harvest(
-    examples: Annotated[str, typer.Argument(help="A jsonl, csv or parquet file of examples, or builtin:corrections.")],
+    examples: Annotated[
+        str,
+        typer.Argument(
+            help="A jsonl, csv or parquet file of examples or chats, hf:NAME[:split], or builtin:corrections."
+        ),
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The store to write, NAME.gstore.")],
     model: Annotated[str, typer.Option(help="smollm2, a hub id, a folder, or a .gguf file.")] = "smollm2",
+    adapter: Annotated[
+        str | None, typer.Option(help="A LoRA adapter on top of the model: a folder or a hub id.")
+    ] = None,
     hook: Annotated[
         str | None, typer.Option(help="Hook names or globs, separated by commas, or all; default: the middle block.")
     ] = None,
-    objective: Annotated[str, typer.Option(help="nll, or contrast (needs foils).")] = "nll",
-    positions: Annotated[str, typer.Option(help="last, prediction, prompt, or all.")] = "last",
-    dtype: Annotated[str, typer.Option(help="Compute in float32 or bfloat16.")] = "float32",
-    batch_tokens: Annotated[int, typer.Option(help="Padded tokens a batch.")] = 1024,
+    objective: Annotated[
+        str, typer.Option(help="nll, contrast (needs foils), logit, or kl (to distributions, or to --reference).")
+    ] = "nll",
+    reference: Annotated[str | None, typer.Option(help="The second model of objective kl.")] = None,
+    positions: Annotated[str, typer.Option(help="last, prediction, prompt, all, or span.")] = "last",
+    activations: Annotated[bool, typer.Option(help="Store the activation h beside each gradient.")] = False,
+    text: Annotated[
+        bool, typer.Option(help="Plain text: a text file, or the field text; each next token is a loss.")
+    ] = False,
+    window: Annotated[int, typer.Option(help="Tokens a piece of plain text.")] = 128,
+    dtype: Annotated[
+        str, typer.Option(help="Compute in float32, bfloat16, or auto: bfloat16 if it is safe.")
+    ] = "float32",
+    batch_tokens: Annotated[int | None, typer.Option(help="Padded tokens a batch; default: the fastest.")] = None,
+    padding: Annotated[str, typer.Option(help="right, masked, left, or auto.")] = "auto",
+    unusable: Annotated[str, typer.Option(help="Examples that cannot be used: skip and list them, or stop.")] = "skip",
+    nan: Annotated[str, typer.Option(help="Gradients that are not finite: stop, or drop and list them.")] = "stop",
     limit: Annotated[int | None, typer.Option(help="Use so many examples, spread evenly.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with an existing store.")] = False,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: only the i-th of n parts of one store, for job arrays.")
+    ] = None,
+    fsdp: Annotated[bool, typer.Option(help="Under torchrun: divide the model among the ranks.")] = False,
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: spread the model over all devices of this process.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what there is to do, and stop.")] = False,
     json: Json = False,
 ) -> None:
-    """Stream the activation gradients of examples into a store."""
+    """Stream the activation gradients of examples into a store; several processes, with torchrun or --shard, share one."""
     from gradatoms.examples import read_examples
-    from gradatoms.gradients import HarvestConfig, plan_harvest
+    from gradatoms.gradients import HarvestConfig, Ranks, divide, parse_shard, plan_harvest
     from gradatoms.gradients import harvest as run
-    from gradatoms.models import load_model
+    from gradatoms.models import load_model, load_tokenizer
 
     config = HarvestConfig(
         hooks=tuple(h.strip() for h in hook.split(",") if h.strip()) if hook else (),
         objective=objective,
         positions=positions,
+        activations=activations,
         dtype=dtype,
         batch_tokens=batch_tokens,
+        padding=padding,
+        unusable=unusable,
+        nan=nan,
     )
-    read = read_examples(examples, limit=limit)
-    loaded = load_model(model)
-    if dry_run:
-        plan = plan_harvest(loaded, read, out, config, resume=resume)
-        emit(asdict(plan), _plan_text(plan), as_json=json)
-        return
-    with bars() as progress:
-        planned = None if json else lambda plan: print(_plan_text(plan), file=sys.stderr)
-        report = run(loaded, read, out, config, resume=resume, progress=progress, planned=planned)
-    text = f"{out}: {report.rows} rows, {report.tokens} tokens in {report.seconds:.1f} s ({report.tokens_per_second:.0f} tokens/s)"
-    if report.fidelity is not None:
-        text += f"\nlowest cosine of a bfloat16 gradient to float32 in the first batch: {report.fidelity:.4f}"
-    emit({**asdict(report), "tokens_per_second": report.tokens_per_second, "out": str(out)}, text, as_json=json)
+    part = None if shard is None else parse_shard(shard)
+    ranks = Ranks.here()
+    read = read_examples(
+        examples, limit=limit, text=text, window=window, tokenizer=cache(lambda: load_tokenizer(model))
+    )
+    with ranks.group():
+        loaded = load_model(model, adapter=adapter, device=ranks.device, device_map=device_map)
+        second = None if reference is None else load_model(reference, device=ranks.device, device_map=device_map)
+        if fsdp:
+            ranks = ranks.sharing_a_model()
+            divide(loaded, ranks)
+            if second is not None:
+                divide(second, ranks)
+        if dry_run:
+            plan = plan_harvest(loaded, read, out, config, resume=resume, reference=second, shard=part)
+            emit(asdict(plan), _plan_text(plan), as_json=json)
+            return
+        quiet = json or ranks.rank > 0
+        with bars(hidden=ranks.rank > 0) as progress:
+            planned = None if quiet else lambda plan: print(_plan_text(plan), file=sys.stderr)
+            report = run(
+                loaded, read, out, config, resume=resume, reference=second, shard=part, ranks=ranks, progress=progress,
+                planned=planned,
+            )  # fmt: skip
+    who = f" (rank {ranks.rank} of {ranks.world})" if ranks.world > 1 else ""
+    text_out = f"{out}: {report.rows} rows, {report.tokens} tokens in {report.seconds:.1f} s ({report.tokens_per_second:.0f} tokens/s){who}"
+    if report.skipped:
+        text_out += f"\nleft out: {_reasons(report.skipped)}; listed in {out / 'skipped.jsonl'}"
+    emit({**asdict(report), "tokens_per_second": report.tokens_per_second, "out": str(out)}, text_out, as_json=json)
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number:,} ({reason})" for reason, number in counts.items())
 
 
 def _plan_text(plan: HarvestPlan) -> str:
@@ -67,4 +120,12 @@ def _plan_text(plan: HarvestPlan) -> str:
         f"{plan.examples:,} examples, {plan.tokens:,} tokens; {plan.rows:,} rows at {len(plan.hooks)} hook(s), {size} of {free} free; "
         f"about {timedelta(seconds=round(plan.seconds))}"
     )
+    if plan.unusable:
+        text += f"\ncannot be used: {_reasons(plan.unusable)}"
+    if plan.choices.fidelity is not None:
+        cosine = plan.choices.fidelity
+        text += (
+            f"\nin {plan.choices.dtype}; cosine of bfloat16 gradients to float32 on one batch: {cosine.percentile_5:.4f} at the 5th "
+            f"percentile, {cosine.lowest:.4f} at the lowest"
+        )
     return text if plan.bytes < plan.free_bytes else f"{text}\nthe disk will be full before it is done"

@@ -23,8 +23,8 @@ def emit(value: dict[str, Any], text: str, *, as_json: bool) -> None:
 
 
 @contextmanager
-def bars() -> Iterator[Progress]:
-    """A progress callback that draws one bar a stage on stderr."""
+def bars(*, hidden: bool = False) -> Iterator[Progress]:
+    """A progress callback that draws one bar a stage on stderr, or nothing."""
     from tqdm import tqdm
 
     current: dict[str, tqdm[Any]] = {}
@@ -35,7 +35,7 @@ def bars() -> Iterator[Progress]:
                 bar.close()
             current.clear()
             current[stage] = tqdm(
-                total=total, desc=stage, file=sys.stderr, disable=None, leave=False, dynamic_ncols=True
+                total=total, desc=stage, file=sys.stderr, disable=hidden or None, leave=False, dynamic_ncols=True
             )
         bar = current[stage]
         bar.total = total

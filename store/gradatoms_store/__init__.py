@@ -13,6 +13,7 @@ from gradatoms_store.layout import row_bytes
 from gradatoms_store.merge import merge_stores
 from gradatoms_store.reader import Store, open_store, store_info
 from gradatoms_store.schema import (
+    ACTIVATION,
     SCHEMA_VERSION,
     ExampleRecord,
     GradientBatch,
@@ -25,6 +26,7 @@ from gradatoms_store.view import write_view
 from gradatoms_store.writer import StoreWriter, discard_empty
 
 __all__ = [
+    "ACTIVATION",
     "SCHEMA_VERSION",
     "ExampleRecord",
     "GradientBatch",

@@ -31,6 +31,9 @@ PLAN_FIELDS = ("plan", "n_units", "n_examples", "seed")
 FINGERPRINT_FIELDS = ("model", "hooks", "objective", "positions", "dtype", "space", "plan")
 
 
+ACTIVATION = ":activation"
+"""End of the name of a hook that holds the activation h itself, at the same rows as the gradient beside it."""
+
 MAX_NAME_BYTES = 255
 MAX_NAMES_BYTES = 2**18
 """Longest name of a hook, and most bytes of all names with 24 more for each: half of what the index of a group holds."""

@@ -115,13 +115,19 @@ def smollm2() -> LoadedModel:
 
 @pytest.fixture(scope="session")
 def examples() -> list[Example]:
-    """Prompts, targets and foils of one and of several tokens, of mixed lengths."""
+    """Prompts, targets and foils of one and of several tokens, of mixed lengths, each with a span and a distribution."""
+    q = {"e": 0.5, "x": 0.3, "!": 0.2}
     return [
-        Example(prompt="The capital of France is", target=" Paris", foil=" Tokyo", concept="capital"),
-        Example(prompt="Two plus two is", target=" four", foil=" e", concept="sum"),
-        Example(prompt="The", target="s", foil="x"),
-        Example(prompt="The opposite of hot is", target=" cold; the", foil=" went", meta={"group": "hot"}),
-        Example(prompt="La capitale de la France est", target=" P", foil=" Tokyo, and"),
-        Example(prompt="naïve 🧪 ünï", target=" is", foil=" of"),
-        Example(prompt="Three plus five", target=" is eight", foil="!"),
-    ]
+        Example(
+            prompt="The capital of France is", target=" Paris", foil=" Tokyo", concept="capital", span=(4, 11), distribution=q
+        ),
+        Example(prompt="Two plus two is", target=" four", foil=" e", concept="sum", span=(0, 3), distribution=q),
+        Example(prompt="The", target="s", foil="x", span=(0, 3), distribution={"s": 1.0}),
+        Example(
+            prompt="The opposite of hot is", target=" cold; the", foil=" went", meta={"group": "hot"}, span=(16, 27),
+            distribution=q,
+        ),
+        Example(prompt="La capitale de la France est", target=" P", foil=" Tokyo, and", span=(3, 6), distribution=q),
+        Example(prompt="naïve 🧪 ünï", target=" is", foil=" of", span=(2, 8), distribution={"i": 0.999, "o": 0.001}),
+        Example(prompt="Three plus five", target=" is eight", foil="!", span=(14, 16), distribution=q),
+    ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from gradatoms.errors import GradientError, HookError, ModelLoadError
 from gradatoms.examples import Example
-from gradatoms.gradients.harvest import HarvestConfig, harvest, merge_rows
+from gradatoms.gradients.batches import batched
+from gradatoms.gradients.harvest import HarvestConfig, harvest
 from gradatoms.gradients.reference import one_at_a_time
-from gradatoms.gradients.residual import batch_gradients, batched, tokenize
+from gradatoms.gradients.residual import ResidualGradients
+from gradatoms.gradients.rows import merge_rows
+from gradatoms.gradients.sequences import tokenize
 from gradatoms.hooking import edit_site
 from gradatoms.models import KINDS, LoadedModel, wrap_model
+from gradatoms_store import open_store
 
 LAYERS = 3
 COMMON = {
@@ -105,7 +110,9 @@ def test_what_attention_and_mlp_give_is_what_the_block_adds(model: LoadedModel, 
         torch.testing.assert_close(pre + scale * (attn + mlp), post, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("objective", "positions"), [("nll", "prediction"), ("contrast", "last")])
+@pytest.mark.parametrize(
+    ("objective", "positions"), [("nll", "prediction"), ("contrast", "last"), ("logit", "span"), ("kl", "all")]
+)
 def test_gradients_at_every_hook_equal_plain_autograd(
     model: LoadedModel, examples: list[Example], objective: str, positions: str
 ) -> None:
@@ -114,23 +121,25 @@ def test_gradients_at_every_hook_equal_plain_autograd(
     branches = [branch for example in sequences for branch in example]
     sites = list(model.hooks.values())
     batches = batched(branches, batch_tokens=64, device=model.device)
-    block = merge_rows([batch_gradients(model, batch, sites) for batch in batches], examples, sequences)
+    block = merge_rows([ResidualGradients(model, sites)(batch) for batch in batches], sequences)
     for site in sites:
         expected = one_at_a_time(model, sequences, site)
         found = block.gradients[site.name]
         norms, wanted = np.linalg.norm(found, axis=1), np.linalg.norm(expected, axis=1)
-        assert wanted.min() > 0
-        assert np.abs(norms / wanted - 1).max() < 1e-3, site.name
-        assert ((found * expected).sum(axis=1) / (norms * wanted)).min() > 0.9999, site.name
+        pushed = wanted > 0  # behind the last attention, a position bears on its own prediction alone
+        assert pushed.any() and (pushed.all() or positions in ("span", "all"))
+        assert norms[~pushed].max(initial=0) == 0
+        assert np.abs(norms[pushed] / wanted[pushed] - 1).max() < 1e-3, site.name
+        assert ((found * expected).sum(axis=1)[pushed] / (norms * wanted)[pushed]).min() > 0.9999, site.name
 
 
 def test_one_hook_alone_gives_what_all_together_give(model: LoadedModel, examples: list[Example]) -> None:
     """The graph is cut elsewhere then."""
     sequences = tokenize(model, examples)
     (batch,) = batched([b for e in sequences for b in e], batch_tokens=4096, device=model.device)
-    together = batch_gradients(model, batch, list(model.hooks.values())).gradients
+    together = ResidualGradients(model, list(model.hooks.values()))(batch).gradients
     for site in model.hooks.values():
-        alone = batch_gradients(model, batch, [site]).gradients[site.name]
+        alone = ResidualGradients(model, [site])(batch).gradients[site.name]
         np.testing.assert_allclose(alone, together[site.name], atol=1e-5, rtol=1e-4)
 
 
@@ -154,18 +163,50 @@ def test_what_an_architecture_does_not_have_is_refused_by_name(model: LoadedMode
         model.find_hooks(["blocks.7.*"])
 
 
-def test_a_model_whose_rows_see_their_padding_is_refused_in_batches(
+def test_a_model_whose_rows_see_their_padding_gets_a_mask(
     tokenizer: PreTrainedTokenizerFast, examples: list[Example], tmp_path: Path
 ) -> None:
-    """BERT without a causal mask: what is padded to the right changes what stands left of it."""
+    """BERT without a causal mask: what is padded to the right changes what stands left of it, unless it is masked."""
     torch.manual_seed(0)
     config = AutoConfig.for_model("bert", **COMMON | {"intermediate_size": 48})
     loaded = wrap_model(AutoModelForCausalLM.from_config(config), tokenizer, "bidirectional")
     assert {site.kind for site in loaded.hooks.values()} == {"resid_pre", "resid_post"}
-    with pytest.raises(GradientError, match=r"BertLMHeadModel J is .* --batch-tokens 1"):
-        harvest(loaded, examples, tmp_path / "a.gstore", HarvestConfig())
+    report = harvest(loaded, examples, tmp_path / "a.gstore", HarvestConfig())
+    assert report.choices.padding == "masked"
+    alone = harvest(loaded, examples, tmp_path / "b.gstore", HarvestConfig(batch_tokens=1))
+    assert alone.choices.padding == "right" and alone.rows == report.rows == len(examples)
+    together, apart = (open_store(tmp_path / f"{name}.gstore") for name in "ab")
+    order = np.argsort(together.rows["example"]), np.argsort(apart.rows["example"])
+    one, other = (store.read(store.hooks[0], rows) for store, rows in zip((together, apart), order, strict=True))
+    np.testing.assert_allclose(one.norms, other.norms, rtol=1e-4)
+    np.testing.assert_allclose(one.gradients, other.gradients, atol=1e-3)
+
+
+class Mixing(torch.nn.Module):
+    """A last block whose output depends on everything in the batch."""
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        super().__init__()
+        self.block, self.part = block, torch.nn.Sequential(torch.nn.Identity())
+
+    def forward(self, h: torch.Tensor, **options: object) -> torch.Tensor:
+        found = self.block(h, **options)
+        mixed: torch.Tensor = found + found.mean()
+        return mixed
+
+
+def test_a_model_whose_rows_see_each_other_is_refused_in_batches(
+    tokenizer: PreTrainedTokenizerFast, examples: list[Example], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **GATED))
+    model.model.layers[1] = Mixing(model.model.layers[1])
+    loaded = wrap_model(model, tokenizer, "mixing")
+    config = HarvestConfig(hooks=("blocks.0.hook_resid_post",))
+    with pytest.raises(GradientError, match=r"LlamaForCausalLM J is .* --batch-tokens 1"):
+        harvest(loaded, examples, tmp_path / "a.gstore", config)
     assert not (tmp_path / "a.gstore").exists()
-    assert harvest(loaded, examples, tmp_path / "a.gstore", HarvestConfig(batch_tokens=1)).rows == len(examples)
+    assert harvest(loaded, examples, tmp_path / "a.gstore", replace(config, batch_tokens=1)).rows == len(examples)
 
 
 def test_an_architecture_without_blocks_is_refused_by_name(tokenizer: PreTrainedTokenizerFast) -> None:

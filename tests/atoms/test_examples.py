@@ -183,7 +183,9 @@ def test_tables_hold_what_jsonl_holds(write: Callable[..., Path], tmp_path: Path
     values = [row["meta"] if meta == "struct" or row["meta"] is None else row["meta"].items() for row in ROWS]
     if meta == "text":
         values = [None if row["meta"] is None else json.dumps(row["meta"]) for row in ROWS]
-    columns = {field: pa.array([row[field] for row in ROWS], pa.string()) for field in FIELDS[:-1]}
+    columns = {
+        field: pa.array([row[field] for row in ROWS], pa.string()) for field in ("prompt", "target", "foil", "concept")
+    }
     table = pa.table(
         columns | {"meta": pa.array([v if v is None or meta != "map" else list(v) for v in values], kinds[meta])}
     )

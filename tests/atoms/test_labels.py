@@ -15,7 +15,9 @@ from gradatoms.dictionary.online import LassoCoder
 from gradatoms.dictionary.pushes import Pushes
 from gradatoms.errors import AtomsFormatError, ConfigError
 from gradatoms.examples import Example
-from gradatoms.gradients.residual import batch_gradients, batched, tokenize
+from gradatoms.gradients.batches import batched
+from gradatoms.gradients.residual import ResidualGradients
+from gradatoms.gradients.sequences import tokenize
 from gradatoms.labels.evidence import Evidence, TokenShift, TopExample, gather_evidence, load_evidence, save_evidence
 from gradatoms.labels.teacher import (
     MAX_WORDS,
@@ -228,7 +230,7 @@ def gathered(tiny: LoadedModel, examples: list[Example]) -> tuple[Atoms, list[Ev
     sequences = [branch for e in tokenize(tiny, examples) for branch in e]
     hook = tiny.hook("blocks.1.hook_resid_post")
     (batch,) = batched(sequences, batch_tokens=4096, device=tiny.device)
-    found = batch_gradients(tiny, batch, [hook])
+    found = ResidualGradients(tiny, [hook])(batch)
     X = Pushes(-found.gradients[hook.name][np.argsort(found.example)]).all()
     W = np.stack([X[0], X[1], -X[:6].mean(axis=0) / np.linalg.norm(X[:6].mean(axis=0))])
     atoms = Atoms(W, np.zeros(32, np.float32), LassoCoder(W, 0.3), hook.name)

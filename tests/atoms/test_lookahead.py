@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from gradatoms.examples import Example
-from gradatoms.gradients.residual import batch_gradients, batched, tokenize
+from gradatoms.gradients.batches import batched
+from gradatoms.gradients.residual import ResidualGradients
+from gradatoms.gradients.sequences import tokenize
 from gradatoms.hooking import edit_output
 from gradatoms.lookahead import lookahead, stepped_objective
 from gradatoms.models import LoadedModel
@@ -131,7 +133,7 @@ def test_a_push_promotes_its_target_in_smollm2(smollm2: LoadedModel) -> None:
     example = Example(prompt="The capital of Japan is", target=" London")
     ((sequence,),) = tokenize(smollm2, [example])
     (batch,) = batched([sequence], batch_tokens=64, device=smollm2.device)
-    g = batch_gradients(smollm2, batch, [hook]).gradients[hook.name]
+    g = ResidualGradients(smollm2, [hook])(batch).gradients[hook.name]
     push = -g / np.linalg.norm(g, axis=1, keepdims=True)
     context, target = sequence.ids[: sequence.rows[0] + 1], sequence.terms[0][1]
     shift = lookahead(smollm2, hook, np.concatenate([push, -push]), [context], [(0, 0), (1, 0)], alpha=0.1)
@@ -151,7 +153,7 @@ def test_a_step_downhill_lowers_the_objective_by_its_slope(
     g, losses = [], []
     for sequence in sequences:
         (batch,) = batched([sequence], batch_tokens=64, device=tiny.device)
-        found = batch_gradients(tiny, batch, [hook])
+        found = ResidualGradients(tiny, [hook])(batch)
         g.append(found.gradients[HOOK][0])
         losses.append(float(found.sequence_loss[0]))
     norms = np.linalg.norm(g, axis=1)

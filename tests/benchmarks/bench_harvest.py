@@ -14,7 +14,7 @@ import torch
 from gradatoms.examples import read_examples
 from gradatoms.gradients import HarvestConfig, harvest
 from gradatoms.gradients.reference import one_at_a_time
-from gradatoms.gradients.residual import TokenSequence, tokenize
+from gradatoms.gradients.sequences import TokenSequence, tokenize
 from gradatoms.hooking import edit_output, has_bfloat16
 from gradatoms.models import SMOLLM2_INSTALL, SMOLLM2_PACKAGE, HookSite, LoadedModel, load_model
 

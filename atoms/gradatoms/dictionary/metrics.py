@@ -19,7 +19,7 @@ from gradatoms.dictionary.coding import Codes, top_rows
 from gradatoms.dictionary.pushes import Pushes
 from gradatoms.errors import ConfigError, ModelMismatchError
 from gradatoms.gradients.harvest import examples_of
-from gradatoms.gradients.residual import TokenSequence, tokenize
+from gradatoms.gradients.sequences import TokenSequence, tokenize
 from gradatoms.lookahead import stepped_objective
 from gradatoms.metric import Metric
 from gradatoms.models import LoadedModel
@@ -165,7 +165,7 @@ def evaluate(
             value=_mean([s.verdict == "real" for s in scores]), null=null_real, unit="share of atoms", better="higher", n=len(atoms),
             note="stable over seeds and coherent on held-out rows; null: random sets and flipped atoms",
         )  # fmt: skip
-    if loaded is not None:
+    if loaded is not None and not store.header.objective.startswith("kl:"):  # the second model is not at hand
         found["step_recovered"] = step_recovered(
             atoms, store, loaded, rows, P, codes, most=step_rows, seed=seed, progress=progress
         )
@@ -217,10 +217,15 @@ def step_recovered(
     J = stepped_objective(loaded, loaded.hook(atoms.hook), branches, steps, eta=ETA, progress=progress)
     gain = J[:, :1] - J[:, 1:]
     full, kept, random, mean_push = gain.sum(axis=0) / len(chosen)
+    unit = "logits" if store.header.objective == "logit" else "nats"
     return Metric(
-        value=float(kept / full), null=float(random / full), unit="share of the step's gain", better="higher", n=len(chosen),
-        note=f"step of {ETA}·‖h‖ gains {full:.2f} nats; null: random direction; the mean push alone keeps {mean_push / full:.2f}",
-    )  # fmt: skip
+        value=float(kept / full),
+        null=float(random / full),
+        unit="share of the step's gain",
+        better="higher",
+        n=len(chosen),
+        note=f"step of {ETA}·‖h‖ gains {full:.2f} {unit}; null: random direction; the mean push alone keeps {mean_push / full:.2f}",
+    )
 
 
 def _branches(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gradatoms.errors import ConfigError
-from gradatoms_store import Store
+from gradatoms_store import ACTIVATION, Store
 
 
 class Pushes:
@@ -32,9 +32,10 @@ class Pushes:
     ) -> None:
         if isinstance(source, Store):
             if hook is None:
-                if len(source.hooks) > 1:
-                    raise ConfigError(f"expected --hook, the store has {len(source.hooks)}: {', '.join(source.hooks)}")
-                hook = source.hooks[0]
+                hooks = [name for name in source.hooks if not name.endswith(ACTIVATION)]
+                if len(hooks) != 1:
+                    raise ConfigError(f"expected --hook, the store has {len(hooks)} of gradients: {', '.join(hooks)}")
+                hook = hooks[0]
             numbers = np.arange(source.n_rows) if rows is None else np.asarray(rows)
             norms = np.concatenate([np.zeros(0), *(b.norms for b in source.batches(hook, 65536, rows=numbers))])
         else:

@@ -2,5 +2,18 @@
 
 from gradatoms.gradients.harvest import HarvestConfig, HarvestReport, harvest, plan_harvest
 from gradatoms.gradients.plan import HarvestPlan
+from gradatoms.gradients.ranks import Ranks, divide, parse_shard
+from gradatoms.gradients.skipped import Skipped, read_skipped
 
-__all__ = ["HarvestConfig", "HarvestPlan", "HarvestReport", "harvest", "plan_harvest"]
+__all__ = [
+    "HarvestConfig",
+    "HarvestPlan",
+    "HarvestReport",
+    "Ranks",
+    "Skipped",
+    "divide",
+    "harvest",
+    "parse_shard",
+    "plan_harvest",
+    "read_skipped",
+]

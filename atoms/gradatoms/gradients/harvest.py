@@ -5,33 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from gradatoms.errors import ConfigError, GradientError, OutputExistsError
-from gradatoms.examples import Example
+from gradatoms.errors import ConfigError, ExampleError, GradAtomsError, GradientError, OutputExistsError
+from gradatoms.examples import RESERVED, Example
+from gradatoms.gradients.batches import PADDINGS, by_budget, pad
 from gradatoms.gradients.plan import HarvestPlan, make_plan
-from gradatoms.gradients.residual import (
-    OBJECTIVES,
-    POSITIONS,
-    BatchGradients,
-    TokenBatch,
-    TokenSequence,
-    batch_gradients,
-    batched,
-    tokenize,
-)
+from gradatoms.gradients.ranks import OtherRankError, Ranks
+from gradatoms.gradients.residual import BatchGradients, ResidualGradients
+from gradatoms.gradients.rows import finite_rows, merge_rows, no_rows
+from gradatoms.gradients.sequences import OBJECTIVES, POSITIONS, TokenSequence, Unusable, tokenize_usable
+from gradatoms.gradients.skipped import Skipped, counted, list_skipped
+from gradatoms.gradients.tuning import Choices, Fidelity, choose, is_out_of_memory
 from gradatoms.models import HookSite, LoadedModel
 from gradatoms.progress import Progress, silent
 from gradatoms_store import (
+    ACTIVATION,
     ExampleRecord,
-    GradientBlock,
     HookSpec,
     Store,
+    StoreError,
     StoreExistsError,
     StoreHeader,
     StoreMismatchError,
@@ -41,10 +39,7 @@ from gradatoms_store import (
     open_store,
 )
 
-_DEPENDENCE = 0.02
-"""Relative change of J, or of a gradient's length and direction, that is not rounding; float32 gives about 1e-5."""
-
-COMPUTE_DTYPES = ("float32", "bfloat16")
+COMPUTE_DTYPES = ("float32", "bfloat16", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +50,21 @@ class HarvestConfig:
     """Hook names, globs, or ``all``; empty for the middle of the network."""
     objective: str = "nll"
     positions: str = "last"
+    activations: bool = False
+    """Store h beside g, as hooks whose names end in ``:activation``."""
     dtype: str = "float32"
-    """Compute dtype: ``float32``, or ``bfloat16`` autocast (faster where the processor has it; cosine about 0.999)."""
+    """Compute dtype: ``float32``; ``bfloat16`` autocast (cosine about 0.999); or ``auto``, which takes bfloat16 where the
+    processor has it and a cosine to float32 of at least 0.99 at the 5th percentile of a batch says that it is safe."""
     store_dtype: str = "float16"
     """Dtype of the stored unit directions."""
-    batch_tokens: int = 1024
-    """Padded tokens in a batch; bounds memory."""
+    batch_tokens: int | None = None
+    """Padded tokens in a batch; bounds memory. None finds the fastest; out of memory halves it."""
+    padding: str = "auto"
+    """``right`` without a mask, ``masked`` to the right, ``left`` with one, or ``auto``, the first that changes no row."""
+    unusable: str = "skip"
+    """``skip`` and list examples that cannot be used, or ``stop``."""
+    nan: str = "stop"
+    """``stop`` at a gradient that is not finite, or ``drop`` and list its row."""
     unit_examples: int = 512
     """Examples in a unit of work; a resume starts at the first unit that is not committed."""
     commit_seconds: float = 30.0
@@ -68,12 +72,20 @@ class HarvestConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("objective", OBJECTIVES), ("positions", POSITIONS), ("dtype", COMPUTE_DTYPES)):
+        for name, allowed in (
+            ("objective", OBJECTIVES),
+            ("positions", POSITIONS),
+            ("dtype", COMPUTE_DTYPES),
+            ("padding", (*PADDINGS, "auto")),
+            ("unusable", ("skip", "stop")),
+            ("nan", ("stop", "drop")),
+        ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"expected {name} to be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in ("batch_tokens", "unit_examples"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"expected {name} of at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"expected {name} of at least 1, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +96,20 @@ class HarvestReport:
     tokens: int
     """Tokens processed, without padding."""
     seconds: float
-    dtype: str
-    fidelity: float | None
-    """Lowest cosine between bfloat16 and float32 gradients over the first batch; None in float32."""
+    """Time spent on gradients."""
+    choices: Choices
+    """How they were computed; ``batch_tokens`` as it was at the end."""
+    skipped: dict[str, int]
+    """Examples that could not be used, and rows that were dropped, by reason; ``skipped.jsonl`` lists them."""
+
+    @property
+    def dtype(self) -> str:
+        return self.choices.dtype
+
+    @property
+    def fidelity(self) -> Fidelity | None:
+        """Of bfloat16 gradients to float32, over one batch; None where it was not measured."""
+        return self.choices.fidelity
 
     @property
     def tokens_per_second(self) -> float:
@@ -100,6 +123,9 @@ def harvest(
     config: HarvestConfig,
     *,
     resume: bool = False,
+    reference: LoadedModel | None = None,
+    shard: tuple[int, int] | None = None,
+    ranks: Ranks | None = None,
     progress: Progress = silent,
     planned: Callable[[HarvestPlan], None] | None = None,
 ) -> HarvestReport:
@@ -109,54 +135,32 @@ def harvest(
         out: path of the ``.gstore`` folder.
         resume: go on with an existing store of the same model, examples and settings, also while other processes do;
             each unit is harvested by one. Without it an existing path is refused.
+        reference: the second model, whose next-token distribution objective ``kl`` asks for.
+        shard: (i, n): harvest only the i-th of n parts, into a store that the jobs of an array share; a store that is
+            there is gone on with.
+        ranks: this process among those of ``torchrun``; by default what the environment says.
         planned: told what there is to do, before it is begun.
 
     Raises:
         OutputExistsError: ``out`` is taken and ``resume`` is off.
         StoreMismatchError: ``out`` was made from something else (the differing fields are named).
+        ExampleError: no example can be used, or one cannot and ``unusable`` is ``stop``.
         GradientError: a gradient is NaN or infinite, or depends on the batch that it is computed in; a store that this
             call created goes too, if it is still empty.
     """
-    out = Path(out)
-    task = _Task.of(loaded, examples, out, config, resume=resume)
-    hooks, sequences, units, autocast = task.hooks, task.sequences, task.units, task.autocast
+    out, ranks = Path(out), ranks or Ranks.here()
+    task = _Task.of(loaded, examples, config, reference, ranks)
     fresh = not out.exists()
-    writer = _writer(out, task.header, resume=resume)
-    rows, tokens, seconds, fidelity, independent = 0, 0, 0.0, None, False
-    done = sum(len(units[u]) for u in writer.done_units)
-    committed = time.monotonic()
-    try:
-        with writer:
-            if planned is not None:
-                planned(task.plan(loaded, examples, out, writer.done_units))
-            for number in writer.units():
-                unit = units[number]
-                branches = [branch for i in unit for branch in sequences[i]]
-                found: list[BatchGradients] = []
-                for batch in batched(branches, batch_tokens=config.batch_tokens, device=loaded.device):
-                    if not independent and len(batch.example_B) > 1:
-                        _refuse_dependence(loaded, branches)
-                        independent = True
-                    if autocast is not None and fidelity is None:
-                        fidelity = _fidelity(loaded, batch, hooks, autocast)
-                    started = time.perf_counter()
-                    found.append(batch_gradients(loaded, batch, hooks, autocast=autocast))
-                    seconds += time.perf_counter() - started
-                    tokens += batch.n_tokens
-                    done += len(batch.example_B)
-                    progress("harvest", min(done, len(examples)), len(examples))
-                block = merge_rows(found, examples, sequences)
-                _refuse_non_finite(block, examples)
-                rows += len(block.example)
-                writer.append(number, block, [_record(i, examples[i]) for i in unit])
-                if time.monotonic() - committed >= config.commit_seconds:
-                    writer.flush(wait=False)
-                    committed = time.monotonic()
-    except GradientError:
-        if fresh:
-            discard_empty(out)
-        raise
-    return HarvestReport(rows=rows, tokens=tokens, seconds=seconds, dtype=config.dtype, fidelity=fidelity)
+    with ExitStack() as stack:
+        stack.enter_context(ranks.group())
+        writer = _open_writer(out, task.header, ranks, resume=resume or shard is not None)
+        try:
+            with writer:
+                return _Harvest(task, out, writer, shard, progress).run(planned)
+        except GradientError:
+            if fresh:
+                discard_empty(out)
+            raise
 
 
 def plan_harvest(
@@ -166,63 +170,254 @@ def plan_harvest(
     config: HarvestConfig,
     *,
     resume: bool = False,
+    reference: LoadedModel | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> HarvestPlan:
     """What ``harvest`` with these arguments has to do; writes nothing.
 
     Raises:
-        OutputExistsError, StoreMismatchError: as for ``harvest``.
+        OutputExistsError, StoreMismatchError, ExampleError, GradientError: as for ``harvest``.
     """
     out = Path(out)
-    task = _Task.of(loaded, examples, out, config, resume=resume)
-    if not out.exists():
-        return task.plan(loaded, examples, out, frozenset())
-    store = open_store(out, lazy=True)
-    differences = store.header.differences(task.header)
-    if differences:
-        raise StoreMismatchError(f"{out}: expected the header of this store, got another: {'; '.join(differences)}")
-    return task.plan(loaded, examples, out, store.units)
+    task = _Task.of(loaded, examples, config, reference, Ranks())
+    done: frozenset[int] = frozenset()
+    if out.exists():
+        if not resume and shard is None:
+            raise _taken(out)
+        store = open_store(out, lazy=True)
+        differences = store.header.differences(task.header)
+        if differences:
+            raise StoreMismatchError(f"{out}: expected the header of this store, got another: {'; '.join(differences)}")
+        done = store.units
+    choices = Choices.load(out) or task.choose()
+    return task.plan(out, task.left(done, shard), task.make(choices), choices)
+
+
+def _taken(out: Path) -> OutputExistsError:
+    return OutputExistsError(f"expected a new path, {out} exists; choose another, remove it, or go on with --resume")
 
 
 @dataclass(frozen=True)
 class _Task:
     """The examples as token sequences, in units of work, and what they are harvested with."""
 
+    loaded: LoadedModel
+    examples: Sequence[Example]
     config: HarvestConfig
+    reference: LoadedModel | None
+    ranks: Ranks
     hooks: list[HookSite]
     sequences: list[list[TokenSequence]]
+    unusable: list[Unusable]
     units: list[range]
     header: StoreHeader
-    autocast: torch.dtype | None
 
     @classmethod
     def of(
-        cls, loaded: LoadedModel, examples: Sequence[Example], out: Path, config: HarvestConfig, *, resume: bool
+        cls,
+        loaded: LoadedModel,
+        examples: Sequence[Example],
+        config: HarvestConfig,
+        reference: LoadedModel | None,
+        ranks: Ranks,
     ) -> _Task:
-        if out.exists() and not resume:
-            raise OutputExistsError(
-                f"expected a new path, {out} exists; choose another, remove it, or go on with --resume"
+        if reference is not None and config.objective != "kl":
+            raise ConfigError(
+                f"expected objective kl with a second model, got {config.objective}; leave one of them out"
             )
         config = replace(config, hooks=config.hooks or (loaded.default_hook(),))
         hooks = loaded.find_hooks(config.hooks)
-        sequences = tokenize(loaded, examples, objective=config.objective, positions=config.positions)
+        sequences, unusable = tokenize_usable(
+            loaded,
+            examples,
+            objective=config.objective,
+            positions=config.positions,
+            reference=reference is not None,
+        )
+        if unusable and (config.unusable == "stop" or len(unusable) == len(examples)):
+            first = unusable[0]
+            others = f" (and {len(unusable) - 1} more that cannot be used)" if len(unusable) > 1 else ""
+            raise ExampleError(f"example {first.example + 1} {first.detail}{others}")
         n, step = len(examples), config.unit_examples
         units = [range(start, min(start + step, n)) for start in range(0, n, step)]
-        header = _header(loaded, examples, config, hooks, len(units))
-        autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
-        return cls(config, hooks, sequences, units, header, autocast)
+        header = _header(loaded, examples, config, hooks, len(units), reference)
+        return cls(loaded, examples, config, reference, ranks, hooks, sequences, unusable, units, header)
 
-    def plan(self, loaded: LoadedModel, examples: Sequence[Example], out: Path, done: frozenset[int]) -> HarvestPlan:
-        left = [i for number, unit in enumerate(self.units) if number not in done for i in unit]
-        return make_plan(
-            loaded,
-            [examples[i] for i in left],
-            [self.sequences[i] for i in left],
+    def make(self, choices: Choices) -> ResidualGradients:
+        """What takes gradients, as chosen."""
+        return self._make(choices.dtype, choices.attention)
+
+    def _make(self, dtype: str, attention: Sequence[tuple[int, str]]) -> ResidualGradients:
+        return ResidualGradients(
+            self.loaded,
             self.hooks,
-            self.header,
-            out,
-            batch_tokens=self.config.batch_tokens,
-            autocast=self.autocast,
+            autocast=torch.bfloat16 if dtype == "bfloat16" else None,
+            reference=self.reference,
+            activations=self.config.activations,
+            attention=attention,
+            whole_logits=self.ranks.together,
         )
+
+    def choose(self) -> Choices:
+        """Measure what the config leaves open."""
+        return choose(
+            self.loaded,
+            [branch for example in self.sequences for branch in example],
+            self._make,
+            dtype=self.config.dtype,
+            batch_tokens=self.config.batch_tokens,
+            padding=self.config.padding,
+            measure=not self.ranks.together,
+        )
+
+    def left(self, done: frozenset[int], shard: tuple[int, int] | None) -> list[int]:
+        """Units that are to do, of one part of the store or of all."""
+        i, n = shard or (0, 1)
+        return [number for number in range(i, len(self.units), n) if number not in done]
+
+    def branches(self, unit: int) -> list[TokenSequence]:
+        """The token sequences of a unit."""
+        return [branch for i in self.units[unit] for branch in self.sequences[i]]
+
+    def plan(self, out: Path, units: Sequence[int], take: ResidualGradients, choices: Choices) -> HarvestPlan:
+        """What there is to do of these units."""
+        left = [i for number in units for i in self.units[number]]
+        reasons = counted(item.reason for item in self.unusable)
+        examples, sequences = [self.examples[i] for i in left], [self.sequences[i] for i in left]
+        return make_plan(examples, sequences, take, choices, self.header, out, reasons)
+
+
+class _Harvest:
+    """One process at work on one store."""
+
+    def __init__(
+        self, task: _Task, out: Path, writer: StoreWriter, shard: tuple[int, int] | None, progress: Progress
+    ) -> None:
+        self.task, self.out, self.writer, self.progress = task, out, writer, progress
+        self.todo = task.left(task.ranks.from_first(writer.done_units), shard)
+        self.done = len(task.examples) - sum(len(task.units[u]) for u in self.todo)
+        self.rows = self.tokens = 0
+        self.seconds = 0.0
+        self.dropped: list[Skipped] = []
+
+    def run(self, planned: Callable[[HarvestPlan], None] | None) -> HarvestReport:
+        task = self.task
+        chosen = Choices.load(self.out)
+        self.choices = task.ranks.from_first(chosen if chosen and self._as_asked(chosen) else None) or task.choose()
+        if task.ranks.rank == 0:
+            list_skipped(self.out, map(Skipped.of, task.unusable))
+            if chosen != self.choices:
+                self.choices.save(self.out)
+        self.take = task.make(self.choices)
+        if planned is not None or task.ranks.together:
+            plan = task.plan(self.out, self.todo, self.take, self.choices)
+            if planned is not None:
+                planned(plan)
+        committed = time.monotonic()
+        for unit in self._together() if task.ranks.together else self._units():
+            self._append(unit, self._gradients(task.branches(unit)))
+            if time.monotonic() - committed >= task.config.commit_seconds:
+                self.writer.flush(wait=False)
+                committed = time.monotonic()
+        reasons = [item.reason for item in task.unusable] + [item.reason for item in self.dropped]
+        return HarvestReport(
+            rows=self.rows, tokens=self.tokens, seconds=self.seconds, choices=self.choices, skipped=counted(reasons)
+        )
+
+    def _as_asked(self, chosen: Choices) -> bool:
+        """Whether what an earlier process chose is what this one was asked for; a batch size given anew counts."""
+        config = self.task.config
+        return (
+            config.dtype in ("auto", chosen.dtype)
+            and config.padding in ("auto", chosen.padding)
+            and config.batch_tokens in (None, chosen.batch_tokens)
+        )
+
+    def _units(self) -> Iterator[int]:
+        """The units of this process, each claimed just before it is given."""
+        while found := self.writer.claim(self.todo, limit=1):
+            yield from found
+
+    def _together(self) -> Iterator[int]:
+        """Ranks that share a model take one unit each a round, and passes of the same number."""
+        world, rank, size = self.task.ranks.world, self.task.ranks.rank, self.choices.batch_tokens
+        for start in range(0, len(self.todo), world):
+            units = self.todo[start : start + world]
+            passes = [len(list(by_budget(self.task.branches(unit), size))) for unit in units]
+            mine = passes[rank] if rank < len(units) else 0
+            if rank < len(units) and self.writer.claim([units[rank]]):
+                yield units[rank]
+            elif mine:  # another process has it, the others wait for this rank's passes all the same
+                self._gradients(self.task.branches(units[rank]))
+            idle = min((branch for unit in units for branch in self.task.branches(unit)), key=lambda b: len(b.ids))
+            for _ in range(max(passes) - mine):
+                self.take(pad([idle], self.task.loaded.device, self.choices.padding))
+
+    def _gradients(self, branches: Sequence[TokenSequence]) -> list[BatchGradients]:
+        """The gradients of a unit; out of memory halves the batches."""
+        found: list[BatchGradients] = []
+        queue = list(by_budget(branches, self.choices.batch_tokens))
+        while queue:
+            group = queue.pop(0)
+            started = time.perf_counter()
+            try:
+                found.append(self.take(pad(group, self.task.loaded.device, self.choices.padding)))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                queue[:0] = self._smaller(group, error)
+                continue
+            self.seconds += time.perf_counter() - started
+            self.tokens += sum(len(branch.ids) for branch in group)
+            self.done += len({branch.example for branch in group})
+            total = len(self.task.examples)
+            self.progress("harvest", min(self.done, total), total)
+        return found
+
+    def _smaller(self, group: Sequence[TokenSequence], error: Exception) -> list[list[TokenSequence]]:
+        longest = max(len(branch.ids) for branch in group)
+        if len(group) == 1 or self.task.ranks.together:
+            raise GradientError(
+                f"expected memory for {len(group)} sequence(s) of {longest} tokens, ran out: {str(error).splitlines()[0][:100]}; "
+                "use a smaller --batch-tokens, shorter examples, --dtype bfloat16, or a higher hook"
+            ) from error
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        smaller = max(longest, min(self.choices.batch_tokens, longest * len(group)) // 2)
+        self.choices = replace(self.choices, batch_tokens=smaller)
+        self.choices.save(self.out)
+        return list(by_budget(group, smaller))
+
+    def _append(self, unit: int, found: Sequence[BatchGradients]) -> None:
+        task = self.task
+        if found:
+            block = merge_rows(found, task.sequences)
+            block, dropped = finite_rows(block, task.examples, drop=task.config.nan == "drop")
+            list_skipped(self.out, dropped)
+            self.dropped += dropped
+        else:
+            block = no_rows(task.hooks, activations=task.config.activations)
+        self.rows += len(block.example)
+        self.writer.append(unit, block, [_record(i, task.examples[i]) for i in task.units[unit]])
+
+
+def _open_writer(out: Path, header: StoreHeader, ranks: Ranks, *, resume: bool) -> StoreWriter:
+    """This process's writer; of several ranks, the first makes the store and the others join it."""
+    writer: StoreWriter | None = None
+    failure: Exception | None = None
+    if ranks.rank == 0:
+        try:
+            if out.exists() and not resume:
+                raise _taken(out)
+            writer = _writer(out, header, resume=resume)
+        except (GradAtomsError, StoreError, OSError) as error:
+            failure = error
+    failed = ranks.from_first(failure is not None)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise OtherRankError("expected rank 0 to open the store, it could not; see its message")
+    return writer or _writer(out, header, resume=True)
 
 
 def _writer(out: Path, header: StoreHeader, *, resume: bool) -> StoreWriter:
@@ -242,52 +437,27 @@ def is_complete(path: str | Path) -> bool:
     return Path(path).exists() and open_store(path).info.complete
 
 
-def merge_rows(
-    found: Sequence[BatchGradients], examples: Sequence[Example], sequences: Sequence[Sequence[TokenSequence]]
-) -> GradientBlock:
-    """One row for each (example, position), in that order; gradients and losses of an example's branches are summed."""
-    example = np.concatenate([f.example for f in found])
-    position = np.concatenate([f.position for f in found])
-    keys, inverse = np.unique(np.stack([example, position]), axis=1, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    n = keys.shape[1]
-
-    def summed(values: np.ndarray) -> np.ndarray:
-        total = np.zeros((n, *values.shape[1:]), dtype=np.float32)
-        np.add.at(total, inverse, values)
-        return total
-
-    def chosen(values: np.ndarray) -> np.ndarray:
-        picked = np.zeros(n, dtype=np.int32)
-        picked[inverse] = values
-        return picked
-
-    losses: dict[int, float] = {}
-    for f in found:
-        for e, loss in zip(f.sequence_example.tolist(), f.sequence_loss.tolist(), strict=True):
-            losses[e] = losses.get(e, 0.0) + loss
-    targets = {(e, p): t for e in {int(i) for i in keys[0]} for b in sequences[e] for p, t, sign in b.terms if sign > 0}
-    return GradientBlock(
-        gradients={hook: summed(np.concatenate([f.gradients[hook] for f in found])) for hook in found[0].gradients},
-        example=keys[0].astype(np.int64),
-        position=keys[1].astype(np.int32),
-        token=chosen(np.concatenate([f.token for f in found])),
-        target=np.asarray([targets.get((int(e), int(p)), -1) for e, p in keys.T], dtype=np.int32),
-        loss=np.asarray([losses[int(e)] for e in keys[0]], dtype=np.float32),
-    )
-
-
 def _header(
-    loaded: LoadedModel, examples: Sequence[Example], config: HarvestConfig, hooks: Sequence[HookSite], n_units: int
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    config: HarvestConfig,
+    hooks: Sequence[HookSite],
+    n_units: int,
+    reference: LoadedModel | None,
 ) -> StoreHeader:
     digest = hashlib.sha256(f"{config.unit_examples}".encode())
     for e in examples:
-        line = [e.prompt, e.target, e.foil, e.concept, sorted(e.meta.items())]
+        line: list[object] = [e.prompt, e.target, e.foil, e.concept, sorted(e.meta.items())]
+        line += [e.extras()] if e.extras() else []
         digest.update(json.dumps(line, ensure_ascii=False).encode())
     return StoreHeader(
         model=loaded.fingerprint.to_dict(),
-        hooks=tuple(HookSpec(name=h.name, hf_name=h.hf_name, d=h.d) for h in hooks),
-        objective=config.objective,
+        hooks=tuple(
+            HookSpec(name=h.name + end, hf_name=h.hf_name + end, d=h.d)
+            for end in ("", ACTIVATION)[: 1 + config.activations]
+            for h in hooks
+        ),
+        objective=config.objective if reference is None else f"kl:{reference.fingerprint.sha}",
         positions=config.positions,
         dtype=config.store_dtype,
         plan=digest.hexdigest(),
@@ -298,59 +468,23 @@ def _header(
 
 
 def _record(number: int, example: Example) -> ExampleRecord:
+    extras = example.extras()
     return ExampleRecord(
         id=number,
         prompt=example.prompt,
         target=example.target,
         foil=example.foil,
         concept=example.concept,
-        meta=json.dumps(example.meta, ensure_ascii=False, sort_keys=True),
+        meta=json.dumps(example.meta | ({RESERVED: extras} if extras else {}), ensure_ascii=False, sort_keys=True),
     )
 
 
 def examples_of(store: Store) -> list[Example]:
     """The examples of a store, in the order of their ids."""
-    return [
-        Example(prompt=r.prompt, target=r.target, foil=r.foil, concept=r.concept, meta=json.loads(r.meta))
-        for r in store.examples
-    ]
-
-
-def _fidelity(loaded: LoadedModel, batch: TokenBatch, hooks: Sequence[HookSite], autocast: torch.dtype) -> float:
-    exact = batch_gradients(loaded, batch, hooks).gradients
-    fast = batch_gradients(loaded, batch, hooks, autocast=autocast).gradients
-    cosines = []
-    for hook in exact:
-        a, b = exact[hook], fast[hook]
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        cosines.append((np.einsum("rd,rd->r", a, b)[norms > 0] / norms[norms > 0]).min(initial=1.0))
-    return float(min(cosines))
-
-
-def _refuse_dependence(loaded: LoadedModel, branches: Sequence[TokenSequence]) -> None:
-    """Refuse a model in which a sequence looks at its padding or at others of its batch: shortest alone and beside longest."""
-    short, *_, long = sorted(branches, key=lambda branch: len(branch.ids))
-    last = loaded.hooks[f"blocks.{loaded.fingerprint.n_layers - 1}.hook_resid_post"]
-    losses, gradients = [], []
-    for group in ([short], [short, long]):
-        (batch,) = batched(group, batch_tokens=2 * len(long.ids), device=loaded.device)
-        found = batch_gradients(loaded, batch, [last])
-        losses.append(float(found.sequence_loss[0]))
-        gradients.append(found.gradients[last.name][: len(short.rows)])
-    apart = float(np.linalg.norm(gradients[1] - gradients[0])), float(np.linalg.norm(gradients[0]))
-    if abs(losses[1] - losses[0]) > _DEPENDENCE * max(1.0, abs(losses[0])) or apart[0] > _DEPENDENCE * apart[1]:
-        raise GradientError(
-            f"expected an example's gradient not to depend on its batch, in {type(loaded.model).__name__} J is {losses[0]:.4f} nats "
-            f"alone and {losses[1]:.4f} beside a longer example; harvest one at a time with --batch-tokens 1"
-        )
-
-
-def _refuse_non_finite(block: GradientBlock, examples: Sequence[Example]) -> None:
-    for hook, gradients in block.gradients.items():
-        bad = np.flatnonzero(~np.isfinite(gradients).all(axis=1))
-        if len(bad):
-            example = int(block.example[bad[0]])
-            raise GradientError(
-                f"expected finite gradients, {len(bad)} of {len(gradients)} rows at {hook} are NaN or infinite, the first in example "
-                f"{example + 1} (prompt {examples[example].prompt[:40]!r}); try --dtype float32, or check the model's weights"
-            )
+    found = []
+    for record in store.examples:
+        meta = json.loads(record.meta)
+        extras = meta.pop(RESERVED, {})
+        fields = {"prompt": record.prompt, "target": record.target, "foil": record.foil, "concept": record.concept}
+        found.append(Example.with_extras(extras, **fields, meta=meta))
+    return found

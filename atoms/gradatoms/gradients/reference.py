@@ -9,18 +9,25 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from gradatoms.gradients.residual import TokenSequence
+from gradatoms.gradients.sequences import TokenSequence
 from gradatoms.hooking import edit_site
 from gradatoms.models import HookSite, LoadedModel
 
 
 def one_at_a_time(
-    loaded: LoadedModel, sequences: Sequence[Sequence[TokenSequence]], hook: HookSite
+    loaded: LoadedModel,
+    sequences: Sequence[Sequence[TokenSequence]],
+    hook: HookSite,
+    *,
+    reference: LoadedModel | None = None,
 ) -> Float[np.ndarray, "R D"]:
     """Rows of g = ∂J/∂h by ``retain_grad`` and ``backward``, one example after another, parameters as users find them.
 
     Parameters require gradients while this runs, as they do in a model that transformers has just loaded. The rows come
     in the order of the examples and, within one, of their positions; branches of one example are summed.
+
+    Args:
+        reference: the second model of objective ``kl``.
     """
     rows: list[np.ndarray] = []
     loaded.model.requires_grad_(True)
@@ -28,7 +35,7 @@ def one_at_a_time(
         for branches in sequences:
             total: dict[int, Any] = {}
             for branch in branches:
-                for position, g in _one(loaded, branch, hook).items():
+                for position, g in _one(loaded, branch, hook, reference).items():
                     total[position] = total.get(position, 0) + g
             rows += [total[position] for position in sorted(total)]
     finally:
@@ -37,7 +44,9 @@ def one_at_a_time(
     return np.stack(rows)
 
 
-def _one(loaded: LoadedModel, sequence: TokenSequence, hook: HookSite) -> dict[int, np.ndarray]:
+def _one(
+    loaded: LoadedModel, sequence: TokenSequence, hook: HookSite, reference: LoadedModel | None
+) -> dict[int, np.ndarray]:
     kept: list[torch.Tensor] = []
 
     def keep(h: torch.Tensor) -> torch.Tensor:
@@ -46,10 +55,16 @@ def _one(loaded: LoadedModel, sequence: TokenSequence, hook: HookSite) -> dict[i
         kept.append(h)
         return h
 
+    ids = torch.tensor([sequence.ids], device=loaded.device)
     with torch.enable_grad(), edit_site(hook, keep):
-        logits = loaded.model(input_ids=torch.tensor([sequence.ids], device=loaded.device), use_cache=False).logits
-        log_probs = logits[0].float().log_softmax(-1)
-        objective = sum(-sign * log_probs[position, token] for position, token, sign in sequence.terms)
+        logits = loaded.model(input_ids=ids, use_cache=False).logits[0].float()
+        values = logits if sequence.logit else logits.log_softmax(-1)
+        objective = sum(-weight * values[position, token] for position, token, weight in sequence.terms)
+        for position in sequence.matched:
+            assert reference is not None
+            with torch.no_grad():
+                log_q = reference.model(input_ids=ids, use_cache=False).logits[0, position].float().log_softmax(-1)
+            objective = objective + (log_q.exp() * (log_q - values[position])).sum()
         objective.backward()
     loaded.model.zero_grad(set_to_none=True)
     gradient = kept[0].grad

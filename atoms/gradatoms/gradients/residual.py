@@ -1,66 +1,42 @@
 """Activation gradients of a batch of token sequences, exactly, at the least cost.
 
-For one example J = Σ_i sign_i · (−log p(token_i | tokens before position_i + 1)), a sum over the predicted target tokens
-(sign +1) and, for objective ``contrast``, the foil's (sign −1). Rows are g = ∂J/∂h at (hook, position).
+Rows are g = ∂J/∂h at (hook, position); J is defined in ``sequences``, its gradient at the output projection in
+``objective``.
 
 How the cost is kept down: parameters are frozen and the lowest hook's output is detached, so that no graph exists below
-it; the output projection sees only the positions that predict a token; sequences of similar length share a batch. Rows
-are right-padded and no mask is passed: a causal model never looks at what follows a position, so padding cannot change
-a gradient. Examples are independent within a batch, so the gradient of the batch's summed J holds every example's own.
+it; the output projection sees only the positions that predict a token, a piece of the vocabulary at a time; sequences of
+similar length share a batch. Rows are right-padded and no mask is passed: a causal model never looks at what follows a
+position, so padding cannot change a gradient. Examples are independent within a batch, so the gradient of the batch's
+summed J holds every example's own.
 
 Legend: B sequences, S tokens, D width, P predicted positions, R rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch.nn import functional as F
 
-from gradatoms.errors import ConfigError, ExampleError
-from gradatoms.examples import Example
-from gradatoms.hooking import edit_site, plain_attention, predict_at
+from gradatoms.errors import ModelMismatchError
+from gradatoms.gradients.batches import TokenBatch
+from gradatoms.gradients.objective import (
+    Projection,
+    Terms,
+    find_projection,
+    objective_gradient,
+    objective_of_logits,
+)
+from gradatoms.hooking import attention, edit_input, edit_site
 from gradatoms.models import HookSite, LoadedModel
-
-OBJECTIVES = ("nll", "contrast")
-POSITIONS = ("last", "prediction", "prompt", "all")
-"""The prompt's last token, each position that predicts a target token, each of the prompt, or both of these."""
 
 PLAIN_ATTENTION_TOKENS = 128
 """Batches of longer rows keep the model's own attention kernel, whose memory does not grow with the square of the length."""
-
-
-@dataclass(frozen=True)
-class TokenSequence:
-    """One token sequence of an example, the tokens it should predict, and the positions whose gradient is kept."""
-
-    example: int
-    ids: tuple[int, ...]
-    terms: tuple[tuple[int, int, int], ...]
-    """(position, token, sign): J gains sign · −log p(token | ids[: position + 1])."""
-    rows: tuple[int, ...]
-    """Positions whose gradient becomes (part of) a row."""
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Right-padded sequences with their terms and rows as flat index tensors."""
-
-    ids_BS: Int[torch.Tensor, "B S"]
-    term_seq_P: Int[torch.Tensor, " P"]
-    term_pos_P: Int[torch.Tensor, " P"]
-    term_token_P: Int[torch.Tensor, " P"]
-    term_sign_P: Float[torch.Tensor, " P"]
-    row_seq_R: Int[torch.Tensor, " R"]
-    row_pos_R: Int[torch.Tensor, " R"]
-    example_B: tuple[int, ...]
-    n_tokens: int
-    """Tokens without padding."""
 
 
 @dataclass(frozen=True)
@@ -68,150 +44,155 @@ class BatchGradients:
     """Raw gradients of a batch, one entry a row, and its losses, one a sequence."""
 
     gradients: dict[str, Float[np.ndarray, "R D"]]
+    activations: dict[str, Float[np.ndarray, "R D"]]
+    """h at the same rows, where asked for."""
     example: Int[np.ndarray, " R"]
     position: Int[np.ndarray, " R"]
     token: Int[np.ndarray, " R"]
     sequence_example: Int[np.ndarray, " B"]
     sequence_loss: Float[np.ndarray, " B"]
-    """J of each sequence in nats; an example's J is the sum over its sequences."""
+    """J of each sequence (nats; logits for ``logit``); an example's J is the sum over its sequences."""
 
 
-def tokenize(
-    loaded: LoadedModel, examples: Sequence[Example], *, objective: str = "nll", positions: str = "last"
-) -> list[list[TokenSequence]]:
-    """Token sequences of each example: one, or two where a foil of several tokens needs its own branch.
-
-    A foil of one token is predicted from the same position as the target's first, so it shares the target's sequence.
-
-    Raises:
-        ConfigError: unknown objective or positions.
-        ExampleError: a missing foil, a prompt or target without tokens, or more tokens than the model's context.
-    """
-    if objective not in OBJECTIVES:
-        raise ConfigError(f"expected an objective of {', '.join(OBJECTIVES)}, got {objective!r}")
-    if positions not in POSITIONS:
-        raise ConfigError(f"expected positions of {', '.join(POSITIONS)}, got {positions!r}")
-    if not examples:
-        raise ExampleError("expected at least one example, got none; check the file and --limit")
-    prompts = loaded.tokenizer([e.prompt for e in examples]).input_ids
-    targets = _ids(loaded, [e.target for e in examples])
-    foils: list[list[int]] = [[] for _ in examples]
-    if objective == "contrast":
-        missing = next((i for i, e in enumerate(examples) if e.foil is None), None)
-        if missing is not None:
-            raise ExampleError(
-                f"objective contrast expects a foil in every example, example {missing + 1} ({_short(examples[missing].prompt)}) "
-                "has none; add foils or use --objective nll"
-            )
-        foils = _ids(loaded, [e.foil or "" for e in examples])
-    sequences = []
-    for i, (prompt, target, foil) in enumerate(zip(prompts, targets, foils, strict=True)):
-        if not prompt or not target:
-            raise ExampleError(
-                f"example {i + 1} ({_short(examples[i].prompt)}): expected at least one token in prompt and target, got none"
-            )
-        needed = len(prompt) + max(len(target), len(foil)) - 1
-        if needed > loaded.max_tokens:
-            raise ExampleError(
-                f"example {i + 1} ({_short(examples[i].prompt)}): expected at most {loaded.max_tokens} tokens, prompt and target take "
-                f"{needed}; shorten or remove it"
-            )
-        sequences.append(_sequences(i, list(prompt), target, foil, positions))
-    return sequences
-
-
-def _sequences(
-    example: int, prompt: list[int], target: list[int], foil: list[int], positions: str
-) -> list[TokenSequence]:
-    last = len(prompt) - 1
-    terms = [(last + i, token, 1) for i, token in enumerate(target)]
-    first = 0 if positions in ("prompt", "all") else last
-    end = last + 1 if positions in ("last", "prompt") else last + len(target)
-    if len(foil) == 1:
-        terms.append((last, foil[0], -1))
-    found = [TokenSequence(example, (*prompt, *target[:-1]), tuple(terms), tuple(range(first, end)))]
-    if len(foil) > 1:
-        foil_terms = tuple((last + i, token, -1) for i, token in enumerate(foil))
-        shared = tuple(range(first, last + 1))  # behind the prompt, the branches are of different tokens
-        found.append(TokenSequence(example, (*prompt, *foil[:-1]), foil_terms, shared))
-    return found
-
-
-def _ids(loaded: LoadedModel, texts: list[str]) -> list[list[int]]:
-    ids: list[list[int]] = loaded.tokenizer(texts, add_special_tokens=False).input_ids
-    return ids
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
-
-
-def batched(sequences: Sequence[TokenSequence], *, batch_tokens: int, device: torch.device) -> Iterator[TokenBatch]:
-    """Group sequences by length into batches of at most ``batch_tokens`` padded tokens (at least one sequence each)."""
-    order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i].ids), i))
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and len(sequences[order[stop]].ids) * (stop - start + 1) <= batch_tokens:
-            stop += 1
-        yield _pad([sequences[i] for i in order[start:stop]], device)
-        start = stop
-
-
-def _pad(group: Sequence[TokenSequence], device: torch.device) -> TokenBatch:
-    width = max(len(s.ids) for s in group)
-    ids = torch.zeros(len(group), width, dtype=torch.long)
-    for b, sequence in enumerate(group):
-        ids[b, : len(sequence.ids)] = torch.tensor(sequence.ids)
-    terms = [(b, *term) for b, s in enumerate(group) for term in s.terms]
-    rows = [(b, position) for b, s in enumerate(group) for position in s.rows]
-    seq, pos, token, sign = (torch.tensor(column, device=device) for column in zip(*terms, strict=True))
-    row_seq, row_pos = (torch.tensor(column, device=device) for column in zip(*rows, strict=True))
-    return TokenBatch(
-        ids.to(device), seq, pos, token, sign.float(), row_seq, row_pos,
-        tuple(s.example for s in group), sum(len(s.ids) for s in group),
-    )  # fmt: skip
-
-
-def batch_gradients(
-    loaded: LoadedModel, batch: TokenBatch, hooks: Sequence[HookSite], *, autocast: torch.dtype | None = None
-) -> BatchGradients:
-    """∂J/∂h at every hook for the rows of ``batch``, float32.
+class ResidualGradients:
+    """Takes ∂J/∂h at every hook for the rows of a batch.
 
     Args:
         hooks: the sites, in any order; the graph is cut at those with no other below them.
         autocast: compute in this dtype where it is faster (``torch.bfloat16``); gradients come back in float32.
+        reference: the second model, for objective ``kl``; of the same vocabulary.
+        activations: give h beside g.
+        attention: implementation for batches up to each width, ascending, as ``((128, "eager"), …)``; wider ones, and all
+            by default on other devices than the CPU, keep the model's own.
+        whole_logits: never take the projection apart, as for a model that is divided among ranks.
+
+    Raises:
+        ModelMismatchError: the second model has another vocabulary.
     """
-    kept: dict[str, torch.Tensor] = {}
 
-    def keep(site: HookSite, h: torch.Tensor) -> torch.Tensor:
-        if not kept or not h.requires_grad:  # nothing below it is asked for
-            h = h.detach().requires_grad_(True)
-        elif site.kind == "resid_pre":
-            h = h.view_as(h)  # what the block does with it, and nobody else
-        kept[site.name] = h
-        return h.clone() if site.kind in ("attn_out", "mlp_out") else h  # some blocks add to these in place
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        hooks: Sequence[HookSite],
+        *,
+        autocast: torch.dtype | None = None,
+        reference: LoadedModel | None = None,
+        activations: bool = False,
+        attention: Sequence[tuple[int, str]] | None = None,
+        whole_logits: bool = False,
+    ) -> None:
+        self.loaded, self.hooks, self.autocast, self.reference = loaded, list(hooks), autocast, reference
+        self.activations = activations
+        if attention is None:
+            plain = loaded.device.type == "cpu" and loaded.model.config._attn_implementation == "sdpa"
+            attention = ((PLAIN_ATTENTION_TOKENS, "eager"),) if plain else ()
+        self.attention = tuple(attention)
+        self._head = None if whole_logits else self._projection(loaded)
+        self._other = None
+        if reference is not None:
+            if reference.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
+                raise ModelMismatchError(
+                    f"expected a second model with the tokens of {loaded.fingerprint.name}, {reference.fingerprint.name} has "
+                    "others; choose one of the same family"
+                )
+            self._other = None if whole_logits else self._projection(reference)
 
-    with ExitStack() as stack:
-        for site in hooks:
-            stack.enter_context(edit_site(site, lambda h, site=site: keep(site, h)))  # type: ignore[misc]
-        stack.enter_context(predict_at(loaded, batch.term_seq_P, batch.term_pos_P))
-        stack.enter_context(torch.enable_grad())
-        if batch.ids_BS.shape[1] <= PLAIN_ATTENTION_TOKENS:
-            stack.enter_context(plain_attention(loaded))
-        if autocast is not None:
-            stack.enter_context(torch.autocast(batch.ids_BS.device.type, autocast))
-        logits_PV = loaded.model(input_ids=batch.ids_BS, use_cache=False).logits
-    nll_P = F.cross_entropy(logits_PV.float(), batch.term_token_P, reduction="none")
-    signed_P = nll_P * batch.term_sign_P
-    grads = torch.autograd.grad(signed_P.sum(), [kept[h.name] for h in hooks])
-    loss_B = torch.zeros(len(batch.example_B), device=nll_P.device).index_add_(0, batch.term_seq_P, signed_P.detach())
-    seq, pos = batch.row_seq_R, batch.row_pos_R
-    return BatchGradients(
-        {h.name: g[seq, pos].float().cpu().numpy() for h, g in zip(hooks, grads, strict=True)},
-        np.asarray([batch.example_B[b] for b in seq.tolist()], dtype=np.int64),
-        pos.cpu().numpy().astype(np.int32),
-        batch.ids_BS[seq, pos].cpu().numpy().astype(np.int32),
-        np.asarray(batch.example_B, dtype=np.int64),
-        loss_B.cpu().numpy(),
-    )
+    def _projection(self, loaded: LoadedModel) -> Projection | None:
+        head = find_projection(loaded)
+        if head is None or self.autocast is None:
+            return head
+        bias = None if head.bias is None else head.bias.to(self.autocast)
+        return Projection(head.weight.to(self.autocast), bias, head.scale)
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether the vocabulary is taken a piece at a time."""
+        return self._head is not None and (self.reference is None or self._other is not None)
+
+    def attention_for(self, width: int) -> str | None:
+        """The attention implementation for batches of this width, None for the model's own."""
+        return next((name for most, name in self.attention if width <= most), None)
+
+    def __call__(self, batch: TokenBatch) -> BatchGradients:
+        kept: dict[str, torch.Tensor] = {}
+
+        def keep(site: HookSite, h: torch.Tensor) -> torch.Tensor:
+            if not kept or not h.requires_grad:  # nothing below it is asked for
+                h = h.detach().requires_grad_(True)
+            elif site.kind == "resid_pre":
+                h = h.view_as(h)  # what the block does with it, and nobody else
+            kept[site.name] = h
+            return h.clone() if site.kind in ("attn_out", "mlp_out") else h  # some blocks add to these in place
+
+        with ExitStack() as stack:
+            for site in self.hooks:
+                stack.enter_context(edit_site(site, lambda h, site=site: keep(site, h)))  # type: ignore[misc]
+            stack.enter_context(torch.enable_grad())
+            final, logits = self._forward(self.loaded, batch, stack, whole=not self.in_pieces)
+        terms = Terms(batch.term_at_T, batch.term_token_T, batch.term_weight_T, batch.matched_P, batch.logit)
+        loss_P, outputs, seeds = self._objective(batch, final, logits, terms.to(final.device))
+        grads = torch.autograd.grad(outputs, [kept[h.name] for h in self.hooks], seeds)
+        return self._rows(batch, kept, grads, loss_P)
+
+    def _forward(
+        self, loaded: LoadedModel, batch: TokenBatch, stack: ExitStack, *, whole: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Final hidden states (P, D) at the predicted positions, and their logits (P, V) if ``whole``."""
+        final: list[torch.Tensor] = []
+
+        def at_positions(h_BSD: torch.Tensor) -> torch.Tensor:
+            h_PD = h_BSD[batch.at_seq_P.to(h_BSD.device), batch.at_pos_P.to(h_BSD.device)].contiguous()
+            final.append(h_PD)
+            return h_PD if whole else h_PD[:1].detach()
+
+        stack.enter_context(attention(loaded, self.attention_for(batch.ids_BS.shape[1])))
+        stack.enter_context(edit_input(loaded.model.get_output_embeddings(), at_positions))
+        if self.autocast is not None:
+            stack.enter_context(torch.autocast(batch.ids_BS.device.type, self.autocast))
+        inputs: dict[str, Any] = {"input_ids": batch.ids_BS}
+        if batch.mask_BS is not None:
+            inputs["attention_mask"] = batch.mask_BS
+        positions = batch.position_ids()
+        if positions is not None:
+            inputs["position_ids"] = positions
+        logits = loaded.model(**inputs, use_cache=False).logits
+        return final[0], logits
+
+    def _objective(
+        self, batch: TokenBatch, final: torch.Tensor, logits: torch.Tensor, terms: Terms
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor] | None]:
+        """J of each position, and what to differentiate with which seeds."""
+        other = None
+        if self.reference is not None:
+            with ExitStack() as stack, torch.no_grad():
+                h, z = self._forward(self.reference, batch, stack, whole=not self.in_pieces)
+                other = (h.to(final.device), z.to(final.device))
+        if self._head is not None and self.in_pieces:
+            pair = None if other is None or self._other is None else (self._other, other[0])
+            loss, gradient = objective_gradient(self._head, final, terms, pair)
+            return loss, [final], [gradient.to(final.dtype)]
+        logits = logits.reshape(len(final), -1)
+        z_other = None if other is None else other[1].reshape(len(final), -1)
+        with torch.enable_grad():
+            loss = objective_of_logits(logits, terms, z_other)
+            return loss.detach(), [loss.sum()], None
+
+    def _rows(
+        self, batch: TokenBatch, kept: dict[str, torch.Tensor], grads: Sequence[torch.Tensor], loss_P: torch.Tensor
+    ) -> BatchGradients:
+        seq, pos = batch.row_seq_R, batch.row_pos_R
+        loss_B = batch.constant_B.index_add(0, batch.at_seq_P, loss_P.to(batch.constant_B.device))
+
+        def rows(x_BSD: torch.Tensor) -> np.ndarray:
+            found: np.ndarray = x_BSD.detach()[seq.to(x_BSD.device), pos.to(x_BSD.device)].float().cpu().numpy()
+            return found
+
+        return BatchGradients(
+            {h.name: rows(g) for h, g in zip(self.hooks, grads, strict=True)},
+            {h.name: rows(kept[h.name]) for h in self.hooks} if self.activations else {},
+            np.asarray([batch.example_B[b] for b in seq.tolist()], dtype=np.int64),
+            (pos - batch.shift_B[seq]).cpu().numpy().astype(np.int32),
+            batch.ids_BS[seq, pos].cpu().numpy().astype(np.int32),
+            np.asarray(batch.example_B, dtype=np.int64),
+            loss_B.cpu().numpy(),
+        )

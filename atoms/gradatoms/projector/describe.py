@@ -14,8 +14,10 @@ from gradatoms.dictionary.coding import Codes
 from gradatoms.dictionary.provenance import folder_of, require_same_model
 from gradatoms.errors import GradientError
 from gradatoms.examples import Example
-from gradatoms.gradients.harvest import merge_rows
-from gradatoms.gradients.residual import batch_gradients, batched, tokenize
+from gradatoms.gradients.batches import batched
+from gradatoms.gradients.residual import ResidualGradients
+from gradatoms.gradients.rows import merge_rows
+from gradatoms.gradients.sequences import tokenize
 from gradatoms.hooking import fast_math
 from gradatoms.labels.labeler import label_texts, load_labels
 from gradatoms.models import LoadedModel
@@ -156,8 +158,9 @@ def describe(
     example = Example(prompt=prompt, target=target, foil=foil)
     sequences = tokenize(loaded, [example], objective="contrast" if foil else "nll")
     hook = loaded.hook(atoms.hook)
-    found = [batch_gradients(loaded, b, [hook]) for b in batched(sequences[0], batch_tokens=4096, device=loaded.device)]
-    g = merge_rows(found, [example], sequences).gradients[hook.name]
+    take = ResidualGradients(loaded, [hook])
+    found = [take(batch) for batch in batched(sequences[0], batch_tokens=4096, device=loaded.device)]
+    g = merge_rows(found, sequences).gradients[hook.name]
     norm = float(np.linalg.norm(g[0]))
     if not np.isfinite(norm) or norm == 0:
         raise GradientError(

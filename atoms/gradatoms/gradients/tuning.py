@@ -1,0 +1,266 @@
+"""How a harvest runs on this machine: dtype, batch size, padding and attention, measured once and kept with the store.
+
+The choices are written to ``harvest.json`` in the store's folder, and whoever goes on with the store takes them from
+there: timings differ from run to run, and rows are equal bit for bit only if the same choices made them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gradatoms.errors import GradientError
+from gradatoms.gradients.batches import PADDINGS, TokenBatch, by_budget, pad
+from gradatoms.gradients.residual import PLAIN_ATTENTION_TOKENS, BatchGradients, ResidualGradients
+from gradatoms.gradients.sequences import TokenSequence
+from gradatoms.hooking import has_bfloat16
+from gradatoms.models import LoadedModel
+
+log = logging.getLogger(__name__)
+
+FILE = "harvest.json"
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Padded tokens a batch where nothing was measured."""
+WORTH_SECONDS = 60.0
+"""A harvest that takes less is not worth measuring for."""
+FIDELITY = 0.99
+"""Least cosine to float32, at the 5th percentile of rows, that bfloat16 must reach."""
+_DEPENDENCE = 0.02
+"""Relative change of J, or of a gradient's length and direction, that is not rounding; float32 gives about 1e-5."""
+_WIDTHS = (32, 128, 512, 2048)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """Cosines of gradients to those in float32, over a batch."""
+
+    percentile_5: float
+    lowest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """How batches are made and computed."""
+
+    dtype: str
+    """``float32`` or ``bfloat16`` autocast."""
+    batch_tokens: int
+    """Padded tokens a batch; halved when memory runs out."""
+    padding: str
+    """One of PADDINGS."""
+    attention: tuple[tuple[int, str], ...]
+    """Attention implementation of batches up to each width; the model's own beyond."""
+    fidelity: Fidelity | None = None
+    """Of bfloat16, where it was measured."""
+
+    def save(self, store: Path) -> None:
+        """Keep the choices in the store's folder."""
+        partial = store / f"{FILE}.{os.getpid()}.partial"
+        partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        partial.replace(store / FILE)
+
+    @classmethod
+    def load(cls, store: Path) -> Choices | None:
+        """What is kept there; None if nothing that can be read is."""
+        try:
+            data = json.loads((store / FILE).read_text(encoding="utf-8"))
+            data["attention"] = tuple((int(width), str(name)) for width, name in data["attention"])
+            data["fidelity"] = None if data["fidelity"] is None else Fidelity(**data["fidelity"])
+            return cls(**data)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError):
+            log.warning("%s: not what a harvest writes; measured again", store / FILE)
+            return None
+
+
+Make = Callable[[str, Sequence[tuple[int, str]]], ResidualGradients]
+"""From dtype and attention to what takes gradients."""
+
+
+def default_attention(loaded: LoadedModel) -> tuple[tuple[int, str], ...]:
+    """Plain products for short rows on the CPU, whose backward they make faster; else the model's own."""
+    plain = loaded.device.type == "cpu" and loaded.model.config._attn_implementation == "sdpa"
+    return ((PLAIN_ATTENTION_TOKENS, "eager"),) if plain else ()
+
+
+def choose(
+    loaded: LoadedModel,
+    branches: Sequence[TokenSequence],
+    make: Make,
+    *,
+    dtype: str,
+    batch_tokens: int | None,
+    padding: str,
+    measure: bool = True,
+) -> Choices:
+    """Measure what is left open (dtype ``auto``, padding ``auto``, no batch size) on sequences of the corpus itself.
+
+    Args:
+        measure: whether timings may decide; ranks that must do the same may not.
+
+    Raises:
+        GradientError: a gradient depends on the batch that it is computed in, however it is padded.
+    """
+    attention = default_attention(loaded)
+    if padding == "auto":
+        padding = _padding(loaded, branches, make("float32", attention)) if batch_tokens != 1 else "right"
+    found = Choices(
+        dtype="float32",
+        batch_tokens=batch_tokens or BATCH_TOKENS.get(loaded.device.type, BATCH_TOKENS["cpu"]),
+        padding=padding,
+        attention=attention,
+    )
+    sample = spread(branches, found.batch_tokens)
+    if dtype != "float32":
+        fast = make("bfloat16", attention)
+        fidelity = measure_fidelity(make("float32", attention), fast, pad(sample, loaded.device, padding))
+        safe = has_bfloat16(loaded.device.type) and fidelity.percentile_5 >= FIDELITY
+        found = replace(found, dtype="bfloat16" if safe or dtype == "bfloat16" else "float32", fidelity=fidelity)
+    if not measure or len(branches) < 2:
+        return found
+    tokens = sum(len(branch.ids) for branch in branches)
+    rate = tokens_per_second(make(found.dtype, attention), sample, padding, loaded.device)
+    if tokens / rate < WORTH_SECONDS:
+        return found
+    found = replace(found, attention=_attention(loaded, branches, make, found, tokens))
+    if batch_tokens is None:
+        found = replace(found, batch_tokens=_batch_tokens(loaded, branches, make(found.dtype, found.attention), found))
+    return found
+
+
+def spread(branches: Sequence[TokenSequence], batch_tokens: int, *, around: int | None = None) -> list[TokenSequence]:
+    """Sequences that fill one batch: evenly from all lengths, or of lengths around one."""
+    ordered = sorted(branches, key=lambda branch: len(branch.ids))
+    if around is None:
+        n = max(1, min(len(ordered), batch_tokens // len(ordered[-1].ids)))
+        return [ordered[i * len(ordered) // n] for i in range(n)]
+    middle = min(range(len(ordered)), key=lambda i: abs(len(ordered[i].ids) - around))
+    n = max(1, min(len(ordered), batch_tokens // len(ordered[middle].ids)))
+    start = max(0, min(middle - n // 2, len(ordered) - n))
+    return next(by_budget(ordered[start : start + n], batch_tokens))
+
+
+def tokens_per_second(
+    take: ResidualGradients, group: Sequence[TokenSequence], padding: str, device: torch.device
+) -> float:
+    """Speed on one batch, the second time that it is run."""
+    batch = pad(group, device, padding)
+    for _ in range(2):
+        started = time.perf_counter()
+        take(batch)
+        seconds = time.perf_counter() - started
+    return batch.n_tokens / seconds
+
+
+def measure_fidelity(exact: ResidualGradients, fast: ResidualGradients, batch: TokenBatch) -> Fidelity:
+    """Cosines of the rows that two ways give of one batch, over all hooks."""
+    cosines = []
+    a, b = exact(batch).gradients, fast(batch).gradients
+    for hook in a:
+        norms = np.linalg.norm(a[hook], axis=1) * np.linalg.norm(b[hook], axis=1)
+        cosines.append(np.einsum("rd,rd->r", a[hook], b[hook])[norms > 0] / norms[norms > 0])
+    every = np.concatenate(cosines)
+    if not len(every):
+        return Fidelity(percentile_5=1.0, lowest=1.0)
+    return Fidelity(percentile_5=float(np.percentile(every, 5)), lowest=float(every.min()))
+
+
+def _padding(loaded: LoadedModel, branches: Sequence[TokenSequence], take: ResidualGradients) -> str:
+    """The first padding that does not change what is padded, seen on the shortest sequence beside the longest."""
+    ordered = sorted(branches, key=lambda branch: len(branch.ids))
+    short, long = ordered[0], ordered[-1]
+    if len(short.ids) == len(long.ids):
+        return PADDINGS[0]
+    last = ResidualGradients(
+        loaded,
+        [loaded.hooks[f"blocks.{loaded.fingerprint.n_layers - 1}.hook_resid_post"]],
+        reference=take.reference,
+        whole_logits=not take.in_pieces,
+    )
+    alone = last(pad([short], loaded.device))
+    together = alone
+    for padding in PADDINGS:
+        try:
+            together = last(pad([short, long], loaded.device, padding))
+        except TypeError:  # it takes no positions
+            continue
+        if not _differs(alone, together, len(short.rows)):
+            return padding
+    raise GradientError(
+        f"expected an example's gradient not to depend on its batch, in {type(loaded.model).__name__} J is "
+        f"{alone.sequence_loss[0]:.4f} nats alone and {together.sequence_loss[0]:.4f} beside a longer example; harvest one at a time "
+        "with --batch-tokens 1"
+    )
+
+
+def _differs(alone: BatchGradients, together: BatchGradients, rows: int) -> bool:
+    (a,), (b,) = alone.gradients.values(), together.gradients.values()
+    loss, other = float(alone.sequence_loss[0]), float(together.sequence_loss[0])
+    apart = float(np.linalg.norm(b[:rows] - a))
+    far = abs(other - loss) > _DEPENDENCE * max(1.0, abs(loss))
+    return far or apart > _DEPENDENCE * float(np.linalg.norm(a))
+
+
+def _attention(
+    loaded: LoadedModel, branches: Sequence[TokenSequence], make: Make, found: Choices, tokens: int
+) -> tuple[tuple[int, str], ...]:
+    """The faster of the model's own and the plain implementation, for each width that holds a tenth of the tokens."""
+    own = loaded.model.config._attn_implementation
+    chosen: list[tuple[int, str]] = []
+    low = 0
+    for width in _WIDTHS:
+        members = [branch for branch in branches if low < len(branch.ids) <= width]
+        if sum(len(branch.ids) for branch in members) >= tokens / 10:
+            group = spread(members, found.batch_tokens, around=len(members[len(members) // 2].ids))
+            speed = {
+                name: tokens_per_second(make(found.dtype, ((width, name),)), group, found.padding, loaded.device)
+                for name in dict.fromkeys((own, "eager"))
+            }
+            chosen.append((width, max(speed, key=lambda name: speed[name])))
+        low = width
+    return tuple(chosen) or found.attention
+
+
+def _batch_tokens(
+    loaded: LoadedModel, branches: Sequence[TokenSequence], take: ResidualGradients, found: Choices
+) -> int:
+    """Double, or halve, the batch as long as that is faster by a twentieth."""
+    lengths = sorted(len(branch.ids) for branch in branches)
+    middle = lengths[len(lengths) // 2]
+
+    def speed(size: int) -> float:
+        try:
+            return tokens_per_second(take, spread(branches, size, around=middle), found.padding, loaded.device)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return 0.0
+
+    best, size = speed(found.batch_tokens), found.batch_tokens
+    for factor in (2.0, 0.5):
+        while size > 64 and middle * len(branches) >= size:
+            rate = speed(int(size * factor))
+            if rate < 1.05 * best:
+                break
+            best, size = rate, int(size * factor)
+        if size != found.batch_tokens:
+            break
+    return size
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on whatever device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    )
