@@ -47,6 +47,9 @@ def harvest(
         str, typer.Option(help="Compute in float32, bfloat16, or auto: bfloat16 if it is safe.")
     ] = "float32",
     batch_tokens: Annotated[int | None, typer.Option(help="Padded tokens a batch; default: the fastest.")] = None,
+    unit_examples: Annotated[
+        int, typer.Option(help="Examples a unit of work, which one process takes at a time.")
+    ] = 512,
     padding: Annotated[str, typer.Option(help="right, masked, left, or auto.")] = "auto",
     unusable: Annotated[str, typer.Option(help="Examples that cannot be used: skip and list them, or stop.")] = "skip",
     nan: Annotated[str, typer.Option(help="Gradients that are not finite: stop, or drop and list them.")] = "stop",
@@ -75,6 +78,7 @@ def harvest(
         activations=activations,
         dtype=dtype,
         batch_tokens=batch_tokens,
+        unit_examples=unit_examples,
         padding=padding,
         unusable=unusable,
         nan=nan,

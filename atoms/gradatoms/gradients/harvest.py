@@ -255,7 +255,6 @@ class _Task:
             reference=self.reference,
             activations=self.config.activations,
             attention=attention,
-            whole_logits=self.ranks.together,
         )
 
     def choose(self) -> Choices:

@@ -53,6 +53,15 @@ class Projection:
     bias: Float[torch.Tensor, " V"] | None
     scale: float
 
+    @classmethod
+    def of(cls, head: nn.Module, scale: float, dtype: torch.dtype | None) -> Projection:
+        """The projection as it is now, in ``dtype`` if given; of a divided model it is whole only during a pass."""
+        assert isinstance(head, nn.Linear)
+        weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
+        if dtype is None:
+            return cls(weight, bias, scale)
+        return cls(weight.to(dtype), None if bias is None else bias.to(dtype), scale)
+
     def logits(self, h_PD: Float[torch.Tensor, "P D"], low: int, high: int) -> Float[torch.Tensor, "P C"]:
         """Logits of tokens ``low`` to ``high``, float32; the product in the dtype of autocast, where that is on."""
         bias = None if self.bias is None else self.bias[low:high]
@@ -68,33 +77,28 @@ class Projection:
 
 
 @torch.no_grad()
-def find_projection(loaded: LoadedModel) -> Projection | None:
-    """The output projection, where the model's logits are a multiple of what its ``lm_head`` gives; measured, not assumed."""
+def projection_scale(loaded: LoadedModel) -> float | None:
+    """How many times what its ``lm_head`` gives the model's logits are, None where they are no multiple; measured."""
     head = loaded.model.get_output_embeddings()
-    if type(head) is not nn.Linear or not isinstance(head.weight, nn.Parameter) or head.weight.is_meta:
+    if type(head) is not nn.Linear or head._forward_hooks or head._forward_pre_hooks:
         return None
-    if type(head.weight.data) is not torch.Tensor or head._forward_hooks or head._forward_pre_hooks:
-        return None  # divided among ranks, or moved when it is called
-    kept: list[torch.Tensor] = []
+    plain: list[torch.Tensor] = []
 
-    def keep(h: torch.Tensor) -> torch.Tensor:
-        kept.append(h)
+    def product(h: torch.Tensor) -> torch.Tensor:
+        if type(head.weight.data) is torch.Tensor and not head.weight.is_meta and h.shape[-1] == head.in_features:
+            plain.append(F.linear(h, head.weight, head.bias).reshape(3, -1).float())
         return h
 
-    vocabulary = loaded.embeddings.shape[0]
-    ids = torch.arange(1, 4, device=loaded.device)[None] % vocabulary
-    with edit_input(head, keep):
+    ids = torch.arange(1, 4, device=loaded.device)[None] % loaded.fingerprint.vocab_size
+    with edit_input(head, product):
         found = loaded.model(input_ids=ids, use_cache=False).logits.reshape(3, -1).float()
-    if not kept or kept[0].shape[-1] != head.weight.shape[1] or found.shape[1] != head.weight.shape[0]:
+    if not plain or found.shape != plain[0].shape:
         return None
-    plain = F.linear(kept[0].reshape(3, -1), head.weight, head.bias).float().to(found.device)
-    scale = float((found * plain).sum() / (plain * plain).sum().clamp_min(1e-30))
+    z = plain[0].to(found.device)
+    scale = float((found * z).sum() / (z * z).sum().clamp_min(1e-30))
     scale = 1.0 if abs(scale - 1) < 1e-3 else scale
-    size = float(found.abs().max())
-    tolerance = 1e-5 if head.weight.dtype == torch.float32 else 2e-2
-    if not float((found - scale * plain).abs().max()) <= tolerance * max(size, 1e-3):
-        return None
-    return Projection(head.weight.detach(), None if head.bias is None else head.bias.detach(), scale)
+    tolerance = (1e-5 if head.weight.dtype == torch.float32 else 2e-2) * max(float(found.abs().max()), 1e-3)
+    return scale if float((found - scale * z).abs().max()) <= tolerance else None
 
 
 @torch.no_grad()

@@ -22,15 +22,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import nn
 
 from gradatoms.errors import ModelMismatchError
 from gradatoms.gradients.batches import TokenBatch
 from gradatoms.gradients.objective import (
     Projection,
     Terms,
-    find_projection,
     objective_gradient,
     objective_of_logits,
+    projection_scale,
 )
 from gradatoms.hooking import attention, edit_input, edit_site
 from gradatoms.models import HookSite, LoadedModel
@@ -64,7 +65,7 @@ class ResidualGradients:
         activations: give h beside g.
         attention: implementation for batches up to each width, ascending, as ``((128, "eager"), …)``; wider ones, and all
             by default on other devices than the CPU, keep the model's own.
-        whole_logits: never take the projection apart, as for a model that is divided among ranks.
+        whole_logits: never take the projection apart; for tests.
 
     Raises:
         ModelMismatchError: the second model has another vocabulary.
@@ -87,27 +88,26 @@ class ResidualGradients:
             plain = loaded.device.type == "cpu" and loaded.model.config._attn_implementation == "sdpa"
             attention = ((PLAIN_ATTENTION_TOKENS, "eager"),) if plain else ()
         self.attention = tuple(attention)
-        self._head = None if whole_logits else self._projection(loaded)
-        self._other = None
-        if reference is not None:
-            if reference.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
-                raise ModelMismatchError(
-                    f"expected a second model with the tokens of {loaded.fingerprint.name}, {reference.fingerprint.name} has "
-                    "others; choose one of the same family"
-                )
-            self._other = None if whole_logits else self._projection(reference)
-
-    def _projection(self, loaded: LoadedModel) -> Projection | None:
-        head = find_projection(loaded)
-        if head is None or self.autocast is None:
-            return head
-        bias = None if head.bias is None else head.bias.to(self.autocast)
-        return Projection(head.weight.to(self.autocast), bias, head.scale)
-
-    @property
-    def in_pieces(self) -> bool:
+        if reference is not None and reference.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
+            raise ModelMismatchError(
+                f"expected a second model with the tokens of {loaded.fingerprint.name}, {reference.fingerprint.name} has "
+                "others; choose one of the same family"
+            )
+        models = [m for m in (loaded, reference) if m is not None]
+        scales = [None if whole_logits else projection_scale(m) for m in models]
+        self._scales = {id(m): scale for m, scale in zip(models, scales, strict=True) if scale is not None}
+        self._cast: dict[int, Projection] = {}
+        self.in_pieces = len(self._scales) == len(models)
         """Whether the vocabulary is taken a piece at a time."""
-        return self._head is not None and (self.reference is None or self._other is not None)
+
+    def _projection(self, loaded: LoadedModel) -> Projection:
+        """The projection of a model, within its pass; a copy in the dtype of autocast is kept."""
+        head, key = loaded.model.get_output_embeddings(), id(loaded)
+        if self.autocast is None or any(type(p) is not nn.Parameter for p in loaded.model.parameters()):
+            return Projection.of(head, self._scales[key], self.autocast)
+        if key not in self._cast:
+            self._cast[key] = Projection.of(head, self._scales[key], self.autocast)
+        return self._cast[key]
 
     def attention_for(self, width: int) -> str | None:
         """The attention implementation for batches of this width, None for the model's own."""
@@ -128,22 +128,26 @@ class ResidualGradients:
             for site in self.hooks:
                 stack.enter_context(edit_site(site, lambda h, site=site: keep(site, h)))  # type: ignore[misc]
             stack.enter_context(torch.enable_grad())
-            final, logits = self._forward(self.loaded, batch, stack, whole=not self.in_pieces)
+            final, logits, head = self._forward(self.loaded, batch, stack)
         terms = Terms(batch.term_at_T, batch.term_token_T, batch.term_weight_T, batch.matched_P, batch.logit)
-        loss_P, outputs, seeds = self._objective(batch, final, logits, terms.to(final.device))
+        loss_P, outputs, seeds = self._objective(batch, final, logits, head, terms.to(final.device))
         grads = torch.autograd.grad(outputs, [kept[h.name] for h in self.hooks], seeds)
         return self._rows(batch, kept, grads, loss_P)
 
     def _forward(
-        self, loaded: LoadedModel, batch: TokenBatch, stack: ExitStack, *, whole: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Final hidden states (P, D) at the predicted positions, and their logits (P, V) if ``whole``."""
+        self, loaded: LoadedModel, batch: TokenBatch, stack: ExitStack
+    ) -> tuple[torch.Tensor, torch.Tensor, Projection | None]:
+        """Final hidden states (P, D) at the predicted positions, and their logits (P, V) or the projection to them."""
         final: list[torch.Tensor] = []
+        head: list[Projection] = []
 
         def at_positions(h_BSD: torch.Tensor) -> torch.Tensor:
             h_PD = h_BSD[batch.at_seq_P.to(h_BSD.device), batch.at_pos_P.to(h_BSD.device)].contiguous()
             final.append(h_PD)
-            return h_PD if whole else h_PD[:1].detach()
+            if not self.in_pieces:
+                return h_PD
+            head.append(self._projection(loaded))
+            return h_PD[:1].detach()
 
         stack.enter_context(attention(loaded, self.attention_for(batch.ids_BS.shape[1])))
         stack.enter_context(edit_input(loaded.model.get_output_embeddings(), at_positions))
@@ -156,25 +160,24 @@ class ResidualGradients:
         if positions is not None:
             inputs["position_ids"] = positions
         logits = loaded.model(**inputs, use_cache=False).logits
-        return final[0], logits
+        return final[0], logits, head[0] if head else None
 
     def _objective(
-        self, batch: TokenBatch, final: torch.Tensor, logits: torch.Tensor, terms: Terms
+        self, batch: TokenBatch, final: torch.Tensor, logits: torch.Tensor, head: Projection | None, terms: Terms
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor] | None]:
         """J of each position, and what to differentiate with which seeds."""
-        other = None
+        other: tuple[torch.Tensor, torch.Tensor, Projection | None] | None = None
         if self.reference is not None:
             with ExitStack() as stack, torch.no_grad():
-                h, z = self._forward(self.reference, batch, stack, whole=not self.in_pieces)
-                other = (h.to(final.device), z.to(final.device))
-        if self._head is not None and self.in_pieces:
-            pair = None if other is None or self._other is None else (self._other, other[0])
-            loss, gradient = objective_gradient(self._head, final, terms, pair)
+                other = self._forward(self.reference, batch, stack)
+        if head is not None:
+            pair = None if other is None or other[2] is None else (other[2], other[0])
+            loss, gradient = objective_gradient(head, final, terms, pair)
             return loss, [final], [gradient.to(final.dtype)]
         logits = logits.reshape(len(final), -1)
-        z_other = None if other is None else other[1].reshape(len(final), -1)
+        z_other = None if other is None else other[1].reshape(len(final), -1).to(logits.device)
         with torch.enable_grad():
-            loss = objective_of_logits(logits, terms, z_other)
+            loss = objective_of_logits(logits, terms.to(logits.device), z_other)
             return loss.detach(), [loss.sum()], None
 
     def _rows(
