@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from gradatoms.dictionary.online import OnlineConfig
     from gradatoms.dictionary.sae import TopKConfig
     from gradatoms.examples import Example, read_examples
+    from gradatoms.gradients.callback import HarvestCallback
     from gradatoms.gradients.harvest import HarvestConfig, harvest
+    from gradatoms.gradients.stream import stream
     from gradatoms.labels.labeler import label_atoms
     from gradatoms.models import load_model
     from gradatoms.projector.describe import Describer, describe
@@ -35,6 +37,7 @@ _PLACES = {
     "TopKConfig": ("dictionary.sae", "TopKConfig"),
     "Example": ("examples", "Example"),
     "read_examples": ("examples", "read_examples"),
+    "HarvestCallback": ("gradients.callback", "HarvestCallback"),
     "HarvestConfig": ("gradients.harvest", "HarvestConfig"),
     "harvest": ("gradients.harvest", "harvest"),
     "label_atoms": ("labels.labeler", "label_atoms"),
@@ -45,11 +48,13 @@ _PLACES = {
     "train_projector": ("projector.train", "train_on_store"),
     "generate_steered": ("steering", "generate_steered"),
     "steer": ("steering", "steer"),
+    "stream": ("gradients.stream", "stream"),
 }
 
 __all__ = [
     "Describer",
     "Example",
+    "HarvestCallback",
     "HarvestConfig",
     "OnlineConfig",
     "ProjectorConfig",
@@ -65,6 +70,7 @@ __all__ = [
     "read_examples",
     "save_atoms",
     "steer",
+    "stream",
     "train_projector",
 ]
 

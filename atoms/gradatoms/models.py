@@ -139,18 +139,7 @@ class LoadedModel:
         Raises:
             HookError: no such hook; the message lists the valid names.
         """
-        for site in self.hooks.values():
-            if name in (site.name, site.hf_name):
-                return site
-        posts = [site for site in self.hooks.values() if site.kind == "resid_post"]
-        kinds = dict.fromkeys(site.kind for site in self.hooks.values())
-        there = ", ".join(f"hook_{kind}" for kind in kinds if kind != "resid_post")
-        missing = [f"hook_{kind}" for kind in KINDS if kind not in kinds]
-        none = f"; {type(posts[0].module).__name__} has no {' and no '.join(missing)}" if missing else ""
-        raise HookError(
-            f"expected a hook of {self.fingerprint.name}, got {name!r}; valid are {posts[0].name} … {posts[-1].name} "
-            f"({len(posts)} blocks), {there} in their place{none}, Hugging Face names such as {posts[0].hf_name}, globs, and all"
-        )
+        return _named(self.hooks, name, self.fingerprint.name)
 
     def find_hooks(self, patterns: Sequence[str]) -> list[HookSite]:
         """The hooks that names, globs such as ``blocks.1?.hook_resid_*``, or ``all`` stand for, each once.
@@ -158,23 +147,47 @@ class LoadedModel:
         Raises:
             HookError: one of them stands for no hook.
         """
-        found: dict[str, HookSite] = {}
-        for pattern in patterns:
-            if pattern == "all":
-                found |= self.hooks
-            elif _GLOB.search(pattern):
-                names = [n for n, s in self.hooks.items() if fnmatchcase(n, pattern) or fnmatchcase(s.hf_name, pattern)]
-                if not names:
-                    self.hook(pattern)
-                found |= {name: self.hooks[name] for name in names}
-            else:
-                site = self.hook(pattern)
-                found[site.name] = site
-        return list(found.values())
+        return find_named(self.hooks, patterns, self.fingerprint.name)
 
     def default_hook(self) -> str:
         """The middle of the network, where a push reads as content rather than as a token: block n_layers // 2 − 1."""
         return f"blocks.{max(0, self.fingerprint.n_layers // 2 - 1)}.hook_resid_post"
+
+
+def find_named(sites: dict[str, HookSite], patterns: Sequence[str], model: str) -> list[HookSite]:
+    """The sites that names, globs, or ``all`` stand for, each once; ``model`` is what errors call it.
+
+    Raises:
+        HookError: one of them stands for no hook.
+    """
+    found: dict[str, HookSite] = {}
+    for pattern in patterns:
+        if pattern == "all":
+            found |= sites
+        elif _GLOB.search(pattern):
+            names = [n for n, s in sites.items() if fnmatchcase(n, pattern) or fnmatchcase(s.hf_name, pattern)]
+            if not names:
+                _named(sites, pattern, model)
+            found |= {name: sites[name] for name in names}
+        else:
+            site = _named(sites, pattern, model)
+            found[site.name] = site
+    return list(found.values())
+
+
+def _named(sites: dict[str, HookSite], name: str, model: str) -> HookSite:
+    for site in sites.values():
+        if name in (site.name, site.hf_name):
+            return site
+    posts = [site for site in sites.values() if site.kind == "resid_post"]
+    kinds = dict.fromkeys(site.kind for site in sites.values())
+    there = ", ".join(f"hook_{kind}" for kind in kinds if kind != "resid_post")
+    missing = [f"hook_{kind}" for kind in KINDS if kind not in kinds]
+    none = f"; {type(posts[0].module).__name__} has no {' and no '.join(missing)}" if missing else ""
+    raise HookError(
+        f"expected a hook of {model}, got {name!r}; valid are {posts[0].name} … {posts[-1].name} "
+        f"({len(posts)} blocks), {there} in their place{none}, Hugging Face names such as {posts[0].hf_name}, globs, and all"
+    )
 
 
 def cache_dir() -> Path:
@@ -246,8 +259,8 @@ def _add_adapter(model: PreTrainedModel, adapter: str) -> None:
 def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> LoadedModel:
     """Freeze ``model``, set eval mode, name its hooks and fingerprint it (for models that are already in memory)."""
     model.eval().requires_grad_(False)
-    sites = {site.name: site for site in _find_hooks(model)}
-    return LoadedModel(model, tokenizer, sites, _fingerprint(model, name, sites))
+    sites = {site.name: site for site in find_sites(model)}
+    return LoadedModel(model, tokenizer, sites, fingerprint(model, name, sites))
 
 
 def _resolve(name: str) -> tuple[str, str]:
@@ -403,7 +416,7 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0].rstrip(".")[:200]
 
 
-def _find_hooks(model: PreTrainedModel) -> list[HookSite]:
+def find_sites(model: PreTrainedModel) -> list[HookSite]:
     """The blocks, found by structure: the module list with one entry for each of the config's hidden layers."""
     text_config = model.config.get_text_config()
     wanted = text_config.num_hidden_layers
@@ -459,7 +472,8 @@ def _adds_nothing(module: nn.Module) -> bool:
     return not any(told & inspect.signature(part.forward).parameters.keys() for part in module.modules())
 
 
-def _fingerprint(model: PreTrainedModel, name: str, sites: dict[str, HookSite]) -> Fingerprint:
+def fingerprint(model: PreTrainedModel, name: str, sites: dict[str, HookSite]) -> Fingerprint:
+    """What identifies the model as it is now."""
     text_config = model.config.get_text_config()
     digest = hashlib.sha256()
     for key in _COMPUTING:

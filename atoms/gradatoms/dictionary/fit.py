@@ -22,6 +22,7 @@ from gradatoms.dictionary.provenance import folder_of, load_model_of, require_sa
 from gradatoms.dictionary.pushes import Pushes
 from gradatoms.dictionary.sae import TopKConfig, fit_topk
 from gradatoms.errors import ConfigError, OutputExistsError
+from gradatoms.gradients.stream import GradientStream
 from gradatoms.metric import peak_memory_bytes
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress, silent
@@ -54,14 +55,14 @@ def make_config(method: str, settings: Mapping[str, Any]) -> FitConfig:
 
 
 def fit(
-    source: Store | np.ndarray,
+    source: Store | GradientStream | np.ndarray,
     config: FitConfig,
     *,
     hook: str | None = None,
     rows: np.ndarray | None = None,
     progress: Progress = silent,
 ) -> Atoms:
-    """Learn a dictionary from a store's gradients, or from an array of pushes of shape (rows, d).
+    """Learn a dictionary from a store's gradients, a stream of them, or an array of pushes of shape (rows, d).
 
     Args:
         config: ``OnlineConfig`` or ``TopKConfig``.

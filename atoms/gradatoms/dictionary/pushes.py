@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gradatoms.errors import ConfigError
+from gradatoms.gradients.stream import GradientStream
 from gradatoms_store import ACTIVATION, Store
 
 
@@ -15,7 +16,8 @@ class Pushes:
     """The rows that a dictionary learns from: unit pushes of one hook, read in batches.
 
     Args:
-        source: a store, or an array of pushes of shape (rows, d), which is normalised to unit rows.
+        source: a store; a stream of gradients, which is taken whole; or an array of pushes of shape (rows, d), which is
+            normalised to unit rows.
         hook: which hook of the store; needed where it has several.
         rows: global row numbers, shape (n,); default all. Rows whose gradient is zero have no direction and are left out.
 
@@ -25,7 +27,7 @@ class Pushes:
 
     def __init__(
         self,
-        source: Store | Float[np.ndarray, "N D"],
+        source: Store | GradientStream | Float[np.ndarray, "N D"],
         *,
         hook: str | None = None,
         rows: Int[np.ndarray, " R"] | None = None,
@@ -38,6 +40,13 @@ class Pushes:
                 hook = hooks[0]
             numbers = np.arange(source.n_rows) if rows is None else np.asarray(rows)
             norms = np.concatenate([np.zeros(0), *(b.norms for b in source.batches(hook, 65536, rows=numbers))])
+        elif isinstance(source, GradientStream):
+            if rows is not None or hook not in (None, source.hook):
+                raise ConfigError(
+                    f"expected all rows of {source.hook}, which the stream gives, got others; leave them out"
+                )
+            hook, numbers = source.hook, np.arange(len(source))
+            norms = np.ones(len(numbers))
         else:
             array = np.asarray(source, dtype=np.float32)
             if array.ndim != 2 or not np.isfinite(array).all():
@@ -59,13 +68,19 @@ class Pushes:
     @property
     def d(self) -> int:
         """Width of a push."""
-        return self.source.header.hook(self.hook).d if isinstance(self.source, Store) else int(self.source.shape[1])
+        if isinstance(self.source, Store):
+            return self.source.header.hook(self.hook).d
+        return self.source.d if isinstance(self.source, GradientStream) else int(self.source.shape[1])
 
     def batches(self, size: int, *, seed: int | None = None, epochs: int = 1) -> Iterator[Float[np.ndarray, "B D"]]:
         """Batches of pushes, float32 unit rows; in order without a seed, shuffled with one."""
         if isinstance(self.source, Store):
             for batch in self.source.batches(self.hook, size, shuffle=seed, epochs=epochs, rows=self.rows):
                 yield -batch.gradients
+            return
+        if isinstance(self.source, GradientStream):
+            for batch in self.source.batches(size, shuffle=seed, epochs=epochs):
+                yield -batch.gradients[batch.norms > 0]
             return
         for epoch in range(epochs):
             order = self.rows if seed is None else np.random.default_rng([seed, epoch]).permutation(self.rows)
@@ -75,10 +90,11 @@ class Pushes:
 
     def mean(self) -> Float[np.ndarray, " D"]:
         """The mean push μ, float32."""
-        total = np.zeros(self.d)
+        total, n = np.zeros(self.d), 0
         for batch in self.batches(8192):
             total += batch.sum(axis=0, dtype=np.float64)
-        return (total / len(self)).astype(np.float32)
+            n += len(batch)
+        return (total / max(1, n)).astype(np.float32)
 
     def all(self) -> Float[np.ndarray, "N D"]:
         """Every push at once; for evaluation on a bounded number of rows."""

@@ -27,6 +27,7 @@ from gradatoms.progress import Progress, silent
 from gradatoms_store import (
     ACTIVATION,
     ExampleRecord,
+    GradientBlock,
     HookSpec,
     Store,
     StoreError,
@@ -149,7 +150,7 @@ def harvest(
             call created goes too, if it is still empty.
     """
     out, ranks = Path(out), ranks or Ranks.here()
-    task = _Task.of(loaded, examples, config, reference, ranks)
+    task = HarvestTask.of(loaded, examples, config, reference, ranks)
     fresh = not out.exists()
     with ExitStack() as stack:
         stack.enter_context(ranks.group())
@@ -179,7 +180,7 @@ def plan_harvest(
         OutputExistsError, StoreMismatchError, ExampleError, GradientError: as for ``harvest``.
     """
     out = Path(out)
-    task = _Task.of(loaded, examples, config, reference, Ranks())
+    task = HarvestTask.of(loaded, examples, config, reference)
     done: frozenset[int] = frozenset()
     if out.exists():
         if not resume and shard is None:
@@ -198,7 +199,7 @@ def _taken(out: Path) -> OutputExistsError:
 
 
 @dataclass(frozen=True)
-class _Task:
+class HarvestTask:
     """The examples as token sequences, in units of work, and what they are harvested with."""
 
     loaded: LoadedModel
@@ -219,8 +220,13 @@ class _Task:
         examples: Sequence[Example],
         config: HarvestConfig,
         reference: LoadedModel | None,
-        ranks: Ranks,
-    ) -> _Task:
+        ranks: Ranks | None = None,
+    ) -> HarvestTask:
+        """Tokenise, and check what can be checked before work.
+
+        Raises:
+            ConfigError, HookError, ExampleError: as for ``harvest``.
+        """
         if reference is not None and config.objective != "kl":
             raise ConfigError(
                 f"expected objective kl with a second model, got {config.objective}; leave one of them out"
@@ -241,7 +247,7 @@ class _Task:
         n, step = len(examples), config.unit_examples
         units = [range(start, min(start + step, n)) for start in range(0, n, step)]
         header = _header(loaded, examples, config, hooks, len(units), reference)
-        return cls(loaded, examples, config, reference, ranks, hooks, sequences, unusable, units, header)
+        return cls(loaded, examples, config, reference, ranks or Ranks(), hooks, sequences, unusable, units, header)
 
     def make(self, choices: Choices) -> ResidualGradients:
         """What takes gradients, as chosen."""
@@ -278,6 +284,15 @@ class _Task:
         """The token sequences of a unit."""
         return [branch for i in self.units[unit] for branch in self.sequences[i]]
 
+    def block(
+        self, take: ResidualGradients, choices: Choices, branches: Sequence[TokenSequence]
+    ) -> GradientBlock | None:
+        """The rows of some examples' sequences; None of none."""
+        device = self.loaded.device
+        groups = by_budget(branches, choices.batch_tokens)
+        found = [take(pad(group, device, choices.padding)) for group in groups]
+        return merge_rows(found, self.sequences) if found else None
+
     def plan(self, out: Path, units: Sequence[int], take: ResidualGradients, choices: Choices) -> HarvestPlan:
         """What there is to do of these units."""
         left = [i for number in units for i in self.units[number]]
@@ -290,7 +305,7 @@ class _Harvest:
     """One process at work on one store."""
 
     def __init__(
-        self, task: _Task, out: Path, writer: StoreWriter, shard: tuple[int, int] | None, progress: Progress
+        self, task: HarvestTask, out: Path, writer: StoreWriter, shard: tuple[int, int] | None, progress: Progress
     ) -> None:
         self.task, self.out, self.writer, self.progress = task, out, writer, progress
         self.todo = task.left(task.ranks.from_first(writer.done_units), shard)
