@@ -14,12 +14,15 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+import gradatoms
 from gradatoms.errors import ConfigError, ExampleError, GradientError, HookError, OutputExistsError
 from gradatoms.examples import Example
+from gradatoms.gradients import read_skipped, tuning
 from gradatoms.gradients.harvest import HarvestConfig, examples_of, harvest, is_complete, plan_harvest
 from gradatoms.gradients.plan import HarvestPlan
 from gradatoms.gradients.reference import one_at_a_time
 from gradatoms.gradients.sequences import tokenize
+from gradatoms.hooking import has_bfloat16
 from gradatoms.models import LoadedModel, wrap_model
 from gradatoms_store import Store, StoreMismatchError, open_store, verify_store
 
@@ -254,7 +257,16 @@ def test_a_late_nan_keeps_the_units_before_it(
 
 @pytest.mark.parametrize(
     "setting",
-    [{"objective": "mse"}, {"positions": "first"}, {"dtype": "float8"}, {"batch_tokens": 0}, {"unit_examples": 0}],
+    [
+        {"objective": "mse"},
+        {"positions": "first"},
+        {"dtype": "float8"},
+        {"batch_tokens": 0},
+        {"unit_examples": 0},
+        {"padding": "up"},
+        {"unusable": "guess"},
+        {"nan": "zero"},
+    ],
     ids=lambda setting: next(iter(setting)),
 )
 def test_settings_are_checked(setting: dict[str, Any]) -> None:
@@ -266,6 +278,181 @@ def test_bfloat16_reports_its_fidelity(tiny: LoadedModel, examples: list[Example
     report = harvest(tiny, examples, tmp_path / "a.gstore", replace(CONFIG, dtype="bfloat16"))
     assert report.fidelity is not None and 0.95 < report.fidelity.lowest <= report.fidelity.percentile_5 < 1
     assert harvest(tiny, examples, tmp_path / "b.gstore", CONFIG).fidelity is None
+
+
+def test_examples_that_cannot_be_used_are_counted_and_listed(tiny: LoadedModel, tmp_path: Path) -> None:
+    good = [Example(prompt=f"The capital {i}", target=" is", foil="x") for i in range(4)]
+    bad = [
+        Example(prompt="no foil", target=" b"),
+        Example(prompt="x" * 70, target=" b", foil="c"),
+        Example(prompt="y", target=" b"),
+    ]
+    path, config = tmp_path / "s.gstore", replace(CONFIG, objective="contrast")
+    corpus = [bad[0], *good[:2], bad[1], *good[2:], bad[2]]
+    plan = plan_harvest(tiny, corpus, path, config)
+    assert plan.unusable == {"no foil": 2, "too long": 1}
+    report = harvest(tiny, corpus, path, config)
+    assert report.skipped == {"no foil": 2, "too long": 1}
+    listed = read_skipped(path)
+    assert [(item.example, item.position, item.reason) for item in listed] == [
+        (0, None, "no foil"), (3, None, "too long"), (6, None, "no foil"),
+    ]  # fmt: skip
+    assert "64" in listed[1].detail
+    store = open_store(path)
+    assert set(store.rows["example"].tolist()) == {1, 2, 4, 5} and store.info.complete
+    assert examples_of(store) == corpus and verify_store(path).ok
+    harvest(tiny, corpus, path, config, resume=True)
+    assert read_skipped(path) == listed
+    with (path / "skipped.jsonl").open("a") as file:
+        file.write('{"example": 9, "pos')
+    assert read_skipped(path) == listed
+    with pytest.raises(ExampleError, match=r"example 1 .*and 2 more"):
+        harvest(tiny, corpus, tmp_path / "b.gstore", replace(config, unusable="stop"))
+    with pytest.raises(ExampleError, match=r"example 1 .*foil"):
+        harvest(tiny, [bad[0]] * 3, tmp_path / "b.gstore", config)
+    assert not (tmp_path / "b.gstore").exists()
+
+
+def test_a_unit_without_a_usable_example_is_done(tiny: LoadedModel, tmp_path: Path) -> None:
+    corpus = [*[Example(prompt="none", target=" b")] * 3, Example(prompt="The", target="s", foil="x")]
+    for name, activations in (("a", False), ("b", True)):
+        path = tmp_path / f"{name}.gstore"
+        assert harvest(tiny, corpus, path, replace(CONFIG, positions="last", activations=activations)).rows == 1
+        assert open_store(path).info.complete and verify_store(path).ok
+
+
+def test_rows_that_are_no_numbers_are_dropped_and_listed_if_asked(
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    examples: list[Example],
+    tmp_path: Path,
+) -> None:
+    (token,) = set(tokenizer("!").input_ids)
+    loaded = broken_model(make_model, tokenizer, token)
+    corpus = [*examples[:2], Example(prompt="Hot!", target=" is", foil="x"), *examples[2:6]]
+    report = harvest(loaded, corpus, tmp_path / "s.gstore", replace(CONFIG, nan="drop"))
+    (item, *others) = read_skipped(tmp_path / "s.gstore")
+    assert (item.example, item.reason) == (2, "not finite") and all(o.example == 2 for o in others)
+    assert report.skipped == {"not finite": 1 + len(others)}
+    store, whole = (
+        open_store(tmp_path / "s.gstore"),
+        harvest(loaded, corpus[:2] + corpus[3:], tmp_path / "w.gstore", CONFIG),
+    )
+    assert set(store.rows["example"].tolist()) == {0, 1, 3, 4, 5, 6} and store.n_rows == whole.rows
+
+
+def test_activations_spans_and_distributions_come_back(
+    tiny: LoadedModel, examples: list[Example], tmp_path: Path
+) -> None:
+    path = tmp_path / "s.gstore"
+    harvest(tiny, examples, path, replace(CONFIG, objective="kl", positions="span", activations=True), resume=True)
+    store = open_store(path)
+    assert store.hooks == (*HOOKS, *(f"{hook}:activation" for hook in HOOKS))
+    assert examples_of(store) == examples and verify_store(path).ok
+    row = int(np.flatnonzero(store.rows["example"] == 0)[0])
+    with torch.no_grad():
+        ids = torch.tensor([tiny.tokenizer(examples[0].prompt).input_ids])
+        h = tiny.model(ids, output_hidden_states=True).hidden_states[2][0, store.rows["position"][row]].numpy()
+    batch = store.read(f"{HOOKS[0]}:activation", np.asarray([row]))
+    np.testing.assert_allclose(batch.gradients[0] * batch.norms[0], h, rtol=5e-3, atol=5e-3)
+    fitted = gradatoms.fit(store, gradatoms.OnlineConfig(n_atoms=2, epochs=1), hook=HOOKS[0])
+    assert fitted.hook == HOOKS[0]
+    with pytest.raises(ConfigError, match="has 2 of gradients"):
+        gradatoms.fit(store, gradatoms.OnlineConfig(n_atoms=2))
+
+
+def test_kl_to_a_second_model(
+    tiny: LoadedModel,
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    examples: list[Example],
+    tmp_path: Path,
+) -> None:
+    second = wrap_model(make_model("gpt2", seed=3), tokenizer, "second")
+    config = replace(CONFIG, objective="kl")
+    harvest(tiny, examples, tmp_path / "s.gstore", config, reference=second)
+    store = open_store(tmp_path / "s.gstore")
+    assert store.header.objective == f"kl:{second.fingerprint.sha}"
+    sequences = tokenize(tiny, examples, objective="kl", positions="prediction", reference=True)
+    g = one_at_a_time(tiny, sequences, tiny.hook(HOOKS[0]), reference=second)
+    np.testing.assert_allclose(in_order(store, HOOKS[0])[1], np.linalg.norm(g, axis=1), rtol=1e-3)
+    with pytest.raises(StoreMismatchError, match="objective"):
+        harvest(tiny, examples, tmp_path / "s.gstore", config, resume=True)
+    with pytest.raises(ConfigError, match="objective kl"):
+        harvest(tiny, examples, tmp_path / "b.gstore", CONFIG, reference=second)
+    same = harvest(tiny, examples, tmp_path / "c.gstore", config, reference=tiny)
+    assert same.rows and open_store(tmp_path / "c.gstore").rows["loss"].max() < 1e-5
+
+
+def test_auto_takes_bfloat16_only_where_it_is_safe(
+    tiny: LoadedModel, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, dtype="auto")
+    report = harvest(tiny, examples, tmp_path / "a.gstore", config)
+    assert report.fidelity is not None
+    safe = report.fidelity.percentile_5 >= tuning.FIDELITY and has_bfloat16("cpu")
+    assert report.dtype == ("bfloat16" if safe else "float32")
+    for bar, dtype in ((1.1, "float32"), (0.5, "bfloat16" if has_bfloat16("cpu") else "float32")):
+        monkeypatch.setattr(tuning, "FIDELITY", bar)
+        path = tmp_path / f"{bar}.gstore"
+        assert harvest(tiny, examples, path, config).dtype == dtype
+        monkeypatch.setattr(tuning, "FIDELITY", 1.2)
+        assert harvest(tiny, examples, path, config, resume=True).dtype == dtype  # as it was begun
+
+
+def test_what_is_left_open_is_measured_and_kept(
+    tiny: LoadedModel, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long work is worth measuring for; who goes on with it takes what was found."""
+    monkeypatch.setattr(tuning, "WORTH_SECONDS", 0.0)
+    monkeypatch.setitem(tuning.BATCH_TOKENS, "cpu", 16)
+    corpus = [example for _ in range(40) for example in examples]
+    path, config = tmp_path / "s.gstore", HarvestConfig(hooks=HOOKS, unit_examples=100)
+    report = harvest(tiny, corpus, path, config)
+    assert report.choices == tuning.Choices.load(path)
+    assert report.choices.batch_tokens > 64 and dict(report.choices.attention)[32] in ("eager", "sdpa")
+    changed = replace(report.choices, batch_tokens=77, attention=((64, "sdpa"),))
+    changed.save(path)
+    assert harvest(tiny, corpus, path, config, resume=True).choices == changed
+    assert harvest(tiny, corpus, path, replace(config, batch_tokens=32), resume=True).choices.batch_tokens == 32
+    (path / "harvest.json").write_text("{}")
+    assert harvest(tiny, corpus, path, config, resume=True).choices.batch_tokens > 64
+
+
+SCARCE = """
+import sys, resource
+from gradatoms.examples import read_examples
+from gradatoms.gradients import HarvestConfig, harvest
+from gradatoms.models import load_model
+import torch
+torch.set_num_threads(1)
+model, corpus, out, size, room = sys.argv[1:]
+loaded, examples = load_model(model), read_examples(corpus) * 40
+harvest(loaded, examples[:96], out + ".warm", HarvestConfig())
+if int(room):
+    used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (used + int(room) * 2**20, -1))
+report = harvest(loaded, examples, out, HarvestConfig(batch_tokens=int(size), unit_examples=4000, positions="prediction"))
+print(report.rows, report.choices.batch_tokens)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_out_of_memory_halves_the_batches_and_goes_on(small_folder: Path, small_corpus: Path, tmp_path: Path) -> None:
+    """One batch of the corpus does not fit into the memory that the process may have."""
+    found = []
+    for size, room in ((1_000_000, 300), (1024, 0)):
+        out = tmp_path / f"{size}.gstore"
+        command = [sys.executable, "-c", SCARCE, small_folder, small_corpus, out, size, room]
+        done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        rows, last = map(int, done.stdout.split())
+        found.append((rows, last, *in_order(open_store(out), open_store(out).hooks[0])))
+    (rows, last, a, norms, fields), (all_rows, _, b, other_norms, other_fields) = found
+    assert rows == all_rows and 1024 <= last < 200_000
+    np.testing.assert_allclose(norms, other_norms, rtol=1e-4)
+    np.testing.assert_allclose(a, b, atol=2e-3)
+    np.testing.assert_allclose(fields["loss"], other_fields["loss"], rtol=1e-4)
 
 
 TOGETHER = """

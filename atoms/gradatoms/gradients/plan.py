@@ -10,7 +10,7 @@ from pathlib import Path
 from gradatoms.examples import Example
 from gradatoms.gradients.residual import ResidualGradients
 from gradatoms.gradients.sequences import TokenSequence
-from gradatoms.gradients.tuning import Choices, spread, tokens_per_second
+from gradatoms.gradients.tuning import Choices, speed_within_memory
 from gradatoms_store import StoreHeader, row_bytes
 
 
@@ -58,9 +58,8 @@ def make_plan(
     )
     seconds = 0.0
     if branches:
-        lengths = sorted(len(branch.ids) for branch in branches)
-        group = spread(branches, choices.batch_tokens, around=lengths[len(lengths) // 2])
-        seconds = tokens / tokens_per_second(take, group, choices.padding, take.loaded.device)
+        rate, _ = speed_within_memory(take, branches, choices.batch_tokens, choices.padding)
+        seconds = tokens / rate
     return HarvestPlan(
         hooks=tuple(hook.name for hook in take.hooks),
         examples=len(examples),

@@ -34,7 +34,7 @@ WORTH_SECONDS = 60.0
 FIDELITY = 0.99
 """Least cosine to float32, at the 5th percentile of rows, that bfloat16 must reach."""
 _DEPENDENCE = 0.02
-"""Relative change of J, or of a gradient's length and direction, that is not rounding; float32 gives about 1e-5."""
+"""Relative change of J, or of h at the last block, that is not rounding; float32 gives about 1e-5."""
 _WIDTHS = (32, 128, 512, 2048)
 
 
@@ -119,8 +119,8 @@ def choose(
         padding=padding,
         attention=attention,
     )
-    sample = spread(branches, found.batch_tokens)
     if dtype != "float32":
+        sample = spread(branches, min(found.batch_tokens, 1024))
         fast = make("bfloat16", attention)
         fidelity = measure_fidelity(make("float32", attention), fast, pad(sample, loaded.device, padding))
         safe = has_bfloat16(loaded.device.type) and fidelity.percentile_5 >= FIDELITY
@@ -128,7 +128,8 @@ def choose(
     if not measure or len(branches) < 2:
         return found
     tokens = sum(len(branch.ids) for branch in branches)
-    rate = tokens_per_second(make(found.dtype, attention), sample, padding, loaded.device)
+    rate, size = speed_within_memory(make(found.dtype, attention), branches, found.batch_tokens, padding)
+    found = replace(found, batch_tokens=size)
     if tokens / rate < WORTH_SECONDS:
         return found
     found = replace(found, attention=_attention(loaded, branches, make, found, tokens))
@@ -161,6 +162,22 @@ def tokens_per_second(
     return batch.n_tokens / seconds
 
 
+def speed_within_memory(
+    take: ResidualGradients, branches: Sequence[TokenSequence], batch_tokens: int, padding: str
+) -> tuple[float, int]:
+    """Tokens a second on a batch of middling length, and the batch size, halved until memory is enough."""
+    lengths = sorted(len(branch.ids) for branch in branches)
+    middle = lengths[len(lengths) // 2]
+    while True:
+        group = spread(branches, batch_tokens, around=middle)
+        try:
+            return tokens_per_second(take, group, padding, take.loaded.device), batch_tokens
+        except Exception as error:
+            if not is_out_of_memory(error) or len(group) == 1:
+                raise
+            batch_tokens = min(batch_tokens, sum(len(branch.ids) for branch in group)) // 2
+
+
 def measure_fidelity(exact: ResidualGradients, fast: ResidualGradients, batch: TokenBatch) -> Fidelity:
     """Cosines of the rows that two ways give of one batch, over all hooks."""
     cosines = []
@@ -184,7 +201,7 @@ def _padding(loaded: LoadedModel, branches: Sequence[TokenSequence], take: Resid
         loaded,
         [loaded.hooks[f"blocks.{loaded.fingerprint.n_layers - 1}.hook_resid_post"]],
         reference=take.reference,
-        whole_logits=not take.in_pieces,
+        activations=True,
     )
     alone = last(pad([short], loaded.device))
     together = alone
@@ -193,7 +210,7 @@ def _padding(loaded: LoadedModel, branches: Sequence[TokenSequence], take: Resid
             together = last(pad([short, long], loaded.device, padding))
         except TypeError:  # it takes no positions
             continue
-        if not _differs(alone, together, len(short.rows)):
+        if not _differs(alone, together):
             return padding
     raise GradientError(
         f"expected an example's gradient not to depend on its batch, in {type(loaded.model).__name__} J is "
@@ -202,12 +219,12 @@ def _padding(loaded: LoadedModel, branches: Sequence[TokenSequence], take: Resid
     )
 
 
-def _differs(alone: BatchGradients, together: BatchGradients, rows: int) -> bool:
-    (a,), (b,) = alone.gradients.values(), together.gradients.values()
+def _differs(alone: BatchGradients, together: BatchGradients) -> bool:
+    """Whether J, or h at the last block, is another."""
+    (a,), (b,) = alone.activations.values(), together.activations.values()
     loss, other = float(alone.sequence_loss[0]), float(together.sequence_loss[0])
-    apart = float(np.linalg.norm(b[:rows] - a))
     far = abs(other - loss) > _DEPENDENCE * max(1.0, abs(loss))
-    return far or apart > _DEPENDENCE * float(np.linalg.norm(a))
+    return far or float(np.linalg.norm(b[: len(a)] - a)) > _DEPENDENCE * float(np.linalg.norm(a))
 
 
 def _attention(
@@ -247,7 +264,7 @@ def _batch_tokens(
 
     best, size = speed(found.batch_tokens), found.batch_tokens
     for factor in (2.0, 0.5):
-        while size > 64 and middle * len(branches) >= size:
+        while middle <= int(size * factor) < 2 * middle * len(branches):
             rate = speed(int(size * factor))
             if rate < 1.05 * best:
                 break
