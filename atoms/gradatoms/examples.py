@@ -118,9 +118,10 @@ def read_examples(
     else:
         rows = _json_lines(_read_text(path).split("\n"), shown)
     if text:
-        examples = [
-            piece for record, where in rows for piece in _pieces(record, where, window, _need(tokenizer, where))
-        ]
+        texts = list(rows)
+        examples = []
+        for record, where in texts:
+            examples += _pieces(record, where, window, _need(tokenizer, where), alone=len(texts) == 1)
     else:
         examples = [example_from_record(record, where, tokenizer) for record, where in rows]
     if not examples:
@@ -367,8 +368,14 @@ def _adds(tokenizer: PreTrainedTokenizerBase, start: str) -> bool:
     return bool(ids) and ids[0] == tokenizer.convert_tokens_to_ids(start)
 
 
-def _pieces(record: dict[str, Any], where: str, window: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[Example]:
-    """A text in pieces of ``window`` tokens; a tail of one token has nothing to predict and is left out."""
+def _pieces(
+    record: dict[str, Any], where: str, window: int, tokenizer: PreTrainedTokenizerBase, *, alone: bool
+) -> Iterator[Example]:
+    """A text in pieces of ``window`` tokens, the last one longer by one rather than one alone, which predicts nothing.
+
+    Args:
+        alone: it is the only text, so that its pieces may be divided between fit and evaluation.
+    """
     text = record.get("text")
     if not isinstance(text, str) or not text or not _is_utf8(text):
         came = "nothing" if "text" not in record else repr(text)[:60]
@@ -385,7 +392,8 @@ def _pieces(record: dict[str, Any], where: str, window: int, tokenizer: PreTrain
         end = places[low + window][0] if low + window < len(places) - 1 else len(text)
         piece = text[places[low][0] if low else 0 : end]
         if piece:
-            yield Example(prompt="", target=piece, meta={"group": where, "piece": str(number)})
+            group = f"{where}, piece {number + 1}" if alone else where
+            yield Example(prompt="", target=piece, meta={"group": group})
 
 
 def _is_utf8(text: str) -> bool:

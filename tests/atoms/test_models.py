@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from gradatoms.errors import GradAtomsError, HookError, ModelLoadError
+from gradatoms.errors import ConfigError, GradAtomsError, HookError, ModelLoadError
+from gradatoms.examples import Example
+from gradatoms.gradients.batches import batched
+from gradatoms.gradients.reference import one_at_a_time
+from gradatoms.gradients.residual import ResidualGradients
+from gradatoms.gradients.rows import merge_rows
+from gradatoms.gradients.sequences import tokenize
 from gradatoms.hooking import edit_output
 from gradatoms.models import SMOLLM2_HUB_ID, SMOLLM2_INSTALL, SMOLLM2_PACKAGE, LoadedModel, load_model, wrap_model
 
@@ -212,3 +221,56 @@ def test_two_processes_convert_the_packaged_weights_at_once(tmp_path: Path, monk
     assert [out.strip() for out, _ in ends] == [loaded.fingerprint.sha] * 2
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     assert len(loaded.hooks) == 4 * 30 and loaded.fingerprint.d_model == 576
+
+
+def save_adapter(folder: Path, base: LoadedModel, *, zero: bool = False, **changes: Any) -> Path:
+    """A LoRA adapter with random weights on a copy of a model, saved as peft saves it."""
+    import peft
+
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"r": 2, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": zero}
+    model = peft.get_peft_model(copy.deepcopy(base.model), peft.LoraConfig(**settings | changes))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_an_adapter_goes_on_top(tiny: LoadedModel, tiny_folder: Path, examples: list[Example], tmp_path: Path) -> None:
+    """Gradients of the model with its adapter are those of plain autograd on the merged weights."""
+    import peft
+
+    folder = save_adapter(tmp_path / "adapter", tiny)
+    loaded = load_model(str(tiny_folder), adapter=str(folder), device="cpu")
+    assert list(loaded.hooks) == list(tiny.hooks) and loaded.fingerprint.sha != tiny.fingerprint.sha
+    merged = peft.PeftModel.from_pretrained(copy.deepcopy(tiny.model), folder).merge_and_unload()
+    plain = wrap_model(merged, tiny.tokenizer, "merged")
+    sites = loaded.find_hooks(["blocks.1.*"])
+    sequences = tokenize(loaded, examples, positions="prediction")
+    batches = batched([b for e in sequences for b in e], batch_tokens=64, device=loaded.device)
+    block = merge_rows([ResidualGradients(loaded, sites)(batch) for batch in batches], sequences)
+    for site in sites:
+        expected = one_at_a_time(plain, sequences, plain.hook(site.name))
+        np.testing.assert_allclose(block.gradients[site.name], expected, rtol=1e-3, atol=1e-5)
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_adapters_that_do_not_fit_are_refused(tiny: LoadedModel, tiny_folder: Path, tmp_path: Path) -> None:
+    for adapter in (tmp_path / "none", tiny_folder):
+        with pytest.raises(ModelLoadError, match="LoRA adapter") as error:
+            load_model(str(tiny_folder), adapter=str(adapter))
+        assert str(adapter) in one_line(error)
+
+
+def test_a_device_map(tiny: LoadedModel, tiny_folder: Path, examples: list[Example]) -> None:
+    """All devices of this process, which may be the CPU alone."""
+    loaded = load_model(str(tiny_folder), device_map="auto")
+    sequences = tokenize(tiny, examples)
+    found = []
+    for model in (loaded, tiny):
+        take = ResidualGradients(model, model.find_hooks(["blocks.1.hook_resid_post"]))
+        batches = batched([b for e in sequences for b in e], batch_tokens=64, device=model.device)
+        found.append(merge_rows([take(batch) for batch in batches], sequences).gradients["blocks.1.hook_resid_post"])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match="device_map"):
+        load_model(str(tiny_folder), device_map="auto", device="cpu")
