@@ -27,9 +27,9 @@ from gradatoms.examples import read_examples, Example
 from gradatoms.gradients import HarvestConfig, harvest
 from gradatoms.models import load_model
 torch.set_num_threads(1)
-model, corpus, out = sys.argv[1:]
+model, corpus, out, times = sys.argv[1:]
 loaded = load_model(model)
-examples = [*read_examples(corpus) * 6, Example(prompt="x" * 600, target="y")]
+examples = [*read_examples(corpus) * int(times), Example(prompt="x" * 600, target="y")]
 config = HarvestConfig(positions="prediction", unit_examples=16, commit_seconds=0.05, hooks=("blocks.1.*",))
 for _ in iter(sys.stdin.readline, ""):  # a child for each line: what takes long, the imports, is done
     pid = os.fork()
@@ -45,7 +45,7 @@ class Harvester:
     """Starts the same harvest as often as asked."""
 
     def __init__(self, *arguments: Path) -> None:
-        command = [sys.executable, "-c", HARVEST, *map(str, arguments)]
+        command = [sys.executable, "-c", HARVEST, *map(str, arguments), str(3 * KILLS)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Harvester:
