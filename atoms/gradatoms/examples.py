@@ -119,7 +119,7 @@ def read_examples(
         rows = _json_lines(_read_text(path).split("\n"), shown)
     if text:
         texts = list(rows)
-        examples = []
+        examples: list[Example] = []
         for record, where in texts:
             examples += _pieces(record, where, window, _need(tokenizer, where), alone=len(texts) == 1)
     else:

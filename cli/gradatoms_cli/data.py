@@ -51,6 +51,7 @@ def harvest(
         int, typer.Option(help="Examples a unit of work, which one process takes at a time.")
     ] = 512,
     padding: Annotated[str, typer.Option(help="right, masked, left, or auto.")] = "auto",
+    share: Annotated[bool, typer.Option(help="Compute what prompts begin with alike once, where that pays.")] = True,
     unusable: Annotated[str, typer.Option(help="Examples that cannot be used: skip and list them, or stop.")] = "skip",
     nan: Annotated[str, typer.Option(help="Gradients that are not finite: stop, or drop and list them.")] = "stop",
     limit: Annotated[int | None, typer.Option(help="Use so many examples, spread evenly.")] = None,
@@ -80,6 +81,7 @@ def harvest(
         batch_tokens=batch_tokens,
         unit_examples=unit_examples,
         padding=padding,
+        share_prefixes=share,
         unusable=unusable,
         nan=nan,
     )

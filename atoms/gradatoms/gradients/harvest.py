@@ -14,7 +14,7 @@ import torch
 
 from gradatoms.errors import ConfigError, ExampleError, GradAtomsError, GradientError, OutputExistsError
 from gradatoms.examples import RESERVED, Example
-from gradatoms.gradients.batches import PADDINGS, by_budget, pad
+from gradatoms.gradients.batches import PADDINGS
 from gradatoms.gradients.plan import HarvestPlan, make_plan
 from gradatoms.gradients.ranks import OtherRankError, Ranks
 from gradatoms.gradients.residual import BatchGradients, ResidualGradients
@@ -62,6 +62,8 @@ class HarvestConfig:
     """Padded tokens in a batch; bounds memory. None finds the fastest; out of memory halves it."""
     padding: str = "auto"
     """``right`` without a mask, ``masked`` to the right, ``left`` with one, or ``auto``, the first that changes no row."""
+    share_prefixes: bool = True
+    """Compute what prompts begin with alike once, where that saves work and the model allows it."""
     unusable: str = "skip"
     """``skip`` and list examples that cannot be used, or ``stop``."""
     nan: str = "stop"
@@ -272,6 +274,7 @@ class HarvestTask:
             dtype=self.config.dtype,
             batch_tokens=self.config.batch_tokens,
             padding=self.config.padding,
+            share_prefixes=self.config.share_prefixes,
             measure=not self.ranks.together,
         )
 
@@ -288,9 +291,7 @@ class HarvestTask:
         self, take: ResidualGradients, choices: Choices, branches: Sequence[TokenSequence]
     ) -> GradientBlock | None:
         """The rows of some examples' sequences; None of none."""
-        device = self.loaded.device
-        groups = by_budget(branches, choices.batch_tokens)
-        found = [take(pad(group, device, choices.padding)) for group in groups]
+        found = [take(choices.batch(group, self.loaded.device)) for group in choices.groups(branches)]
         return merge_rows(found, self.sequences) if found else None
 
     def plan(self, out: Path, units: Sequence[int], take: ResidualGradients, choices: Choices) -> HarvestPlan:
@@ -345,6 +346,7 @@ class _Harvest:
             config.dtype in ("auto", chosen.dtype)
             and config.padding in ("auto", chosen.padding)
             and config.batch_tokens in (None, chosen.batch_tokens)
+            and (config.share_prefixes or not chosen.shared)
         )
 
     def _units(self) -> Iterator[int]:
@@ -354,10 +356,10 @@ class _Harvest:
 
     def _together(self) -> Iterator[int]:
         """Ranks that share a model take one unit each a round, and passes of the same number."""
-        world, rank, size = self.task.ranks.world, self.task.ranks.rank, self.choices.batch_tokens
+        world, rank = self.task.ranks.world, self.task.ranks.rank
         for start in range(0, len(self.todo), world):
             units = self.todo[start : start + world]
-            passes = [len(list(by_budget(self.task.branches(unit), size))) for unit in units]
+            passes = [len(self.choices.groups(self.task.branches(unit))) for unit in units]
             mine = passes[rank] if rank < len(units) else 0
             if rank < len(units) and self.writer.claim([units[rank]]):
                 yield units[rank]
@@ -365,17 +367,17 @@ class _Harvest:
                 self._gradients(self.task.branches(units[rank]))
             idle = min((branch for unit in units for branch in self.task.branches(unit)), key=lambda b: len(b.ids))
             for _ in range(max(passes) - mine):
-                self.take(pad([idle], self.task.loaded.device, self.choices.padding))
+                self.take(self.choices.batch([idle], self.task.loaded.device))
 
     def _gradients(self, branches: Sequence[TokenSequence]) -> list[BatchGradients]:
         """The gradients of a unit; out of memory halves the batches."""
         found: list[BatchGradients] = []
-        queue = list(by_budget(branches, self.choices.batch_tokens))
+        queue = self.choices.groups(branches)
         while queue:
             group = queue.pop(0)
             started = time.perf_counter()
             try:
-                found.append(self.take(pad(group, self.task.loaded.device, self.choices.padding)))
+                found.append(self.take(self.choices.batch(group, self.task.loaded.device)))
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -400,7 +402,7 @@ class _Harvest:
         smaller = max(longest, min(self.choices.batch_tokens, longest * len(group)) // 2)
         self.choices = replace(self.choices, batch_tokens=smaller)
         self.choices.save(self.out)
-        return list(by_budget(group, smaller))
+        return self.choices.groups(group)
 
     def _append(self, unit: int, found: Sequence[BatchGradients]) -> None:
         task = self.task

@@ -58,7 +58,7 @@ def make_plan(
     )
     seconds = 0.0
     if branches:
-        rate, _ = speed_within_memory(take, branches, choices.batch_tokens, choices.padding)
+        rate, _ = speed_within_memory(take, branches, choices)
         seconds = tokens / rate
     return HarvestPlan(
         hooks=tuple(hook.name for hook in take.hooks),

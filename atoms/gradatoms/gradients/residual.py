@@ -14,7 +14,7 @@ Legend: B sequences, S tokens, D width, P predicted positions, R rows, V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import nn
+from transformers import Cache, DynamicCache
 
 from gradatoms.errors import ModelMismatchError
 from gradatoms.gradients.batches import TokenBatch
@@ -33,6 +34,7 @@ from gradatoms.gradients.objective import (
     objective_of_logits,
     projection_scale,
 )
+from gradatoms.gradients.sharing import Heads
 from gradatoms.hooking import attention, edit_input, edit_site
 from gradatoms.models import HookSite, LoadedModel
 
@@ -125,41 +127,47 @@ class ResidualGradients:
             return h.clone() if site.kind in ("attn_out", "mlp_out") else h  # some blocks add to these in place
 
         with ExitStack() as stack:
-            for site in self.hooks:
-                stack.enter_context(edit_site(site, lambda h, site=site: keep(site, h)))  # type: ignore[misc]
             stack.enter_context(torch.enable_grad())
-            final, logits, head = self._forward(self.loaded, batch, stack)
+            final, logits, head = self._forward(self.loaded, batch, stack, keep)
         terms = Terms(batch.term_at_T, batch.term_token_T, batch.term_weight_T, batch.matched_P, batch.logit)
         loss_P, outputs, seeds = self._objective(batch, final, logits, head, terms.to(final.device))
         grads = torch.autograd.grad(outputs, [kept[h.name] for h in self.hooks], seeds)
         return self._rows(batch, kept, grads, loss_P)
 
     def _forward(
-        self, loaded: LoadedModel, batch: TokenBatch, stack: ExitStack
+        self,
+        loaded: LoadedModel,
+        batch: TokenBatch,
+        stack: ExitStack,
+        keep: Callable[[HookSite, torch.Tensor], torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor, Projection | None]:
         """Final hidden states (P, D) at the predicted positions, and their logits (P, V) or the projection to them."""
         final: list[torch.Tensor] = []
         head: list[Projection] = []
 
         def at_positions(h_BSD: torch.Tensor) -> torch.Tensor:
-            h_PD = h_BSD[batch.at_seq_P.to(h_BSD.device), batch.at_pos_P.to(h_BSD.device)].contiguous()
+            h_PD = h_BSD[batch.places(batch.at_seq_P, batch.at_col_P, h_BSD.device)].contiguous()
             final.append(h_PD)
             if not self.in_pieces:
                 return h_PD
             head.append(self._projection(loaded))
             return h_PD[:1].detach()
 
-        stack.enter_context(attention(loaded, self.attention_for(batch.ids_BS.shape[1])))
-        stack.enter_context(edit_input(loaded.model.get_output_embeddings(), at_positions))
+        width = batch.ids_BS.shape[1] if batch.heads is None else 0
+        stack.enter_context(attention(loaded, self.attention_for(width)))
         if self.autocast is not None:
             stack.enter_context(torch.autocast(batch.ids_BS.device.type, self.autocast))
-        inputs: dict[str, Any] = {"input_ids": batch.ids_BS}
-        if batch.mask_BS is not None:
-            inputs["attention_mask"] = batch.mask_BS
-        positions = batch.position_ids()
-        if positions is not None:
-            inputs["position_ids"] = positions
-        logits = loaded.model(**inputs, use_cache=False).logits
+        inputs: dict[str, Any] = {"input_ids": batch.ids_BS, "use_cache": False}
+        if batch.mask is not None:
+            inputs["attention_mask"] = batch.mask
+        if batch.positions_BS is not None:
+            inputs["position_ids"] = batch.positions_BS
+        if batch.heads is not None:
+            inputs |= {"past_key_values": _run_heads(loaded, batch.heads), "use_cache": True}
+        for site in self.hooks if loaded is self.loaded else ():
+            stack.enter_context(edit_site(site, lambda h, site=site: keep(site, h)))  # type: ignore[misc]
+        stack.enter_context(edit_input(loaded.model.get_output_embeddings(), at_positions))
+        logits = loaded.model(**inputs).logits
         return final[0], logits, head[0] if head else None
 
     def _objective(
@@ -169,7 +177,7 @@ class ResidualGradients:
         other: tuple[torch.Tensor, torch.Tensor, Projection | None] | None = None
         if self.reference is not None:
             with ExitStack() as stack, torch.no_grad():
-                other = self._forward(self.reference, batch, stack)
+                other = self._forward(self.reference, batch, stack, lambda _, h: h)
         if head is not None:
             pair = None if other is None or other[2] is None else (other[2], other[0])
             loss, gradient = objective_gradient(head, final, terms, pair)
@@ -183,19 +191,34 @@ class ResidualGradients:
     def _rows(
         self, batch: TokenBatch, kept: dict[str, torch.Tensor], grads: Sequence[torch.Tensor], loss_P: torch.Tensor
     ) -> BatchGradients:
-        seq, pos = batch.row_seq_R, batch.row_pos_R
+        seq, column = batch.row_seq_R, batch.row_col_R
         loss_B = batch.constant_B.index_add(0, batch.at_seq_P, loss_P.to(batch.constant_B.device))
 
         def rows(x_BSD: torch.Tensor) -> np.ndarray:
-            found: np.ndarray = x_BSD.detach()[seq.to(x_BSD.device), pos.to(x_BSD.device)].float().cpu().numpy()
+            found: np.ndarray = x_BSD.detach()[batch.places(seq, column, x_BSD.device)].float().cpu().numpy()
             return found
 
         return BatchGradients(
             {h.name: rows(g) for h, g in zip(self.hooks, grads, strict=True)},
             {h.name: rows(kept[h.name]) for h in self.hooks} if self.activations else {},
             np.asarray([batch.example_B[b] for b in seq.tolist()], dtype=np.int64),
-            (pos - batch.shift_B[seq]).cpu().numpy().astype(np.int32),
-            batch.ids_BS[seq, pos].cpu().numpy().astype(np.int32),
+            (column - batch.shift_B[seq]).cpu().numpy().astype(np.int32),
+            batch.ids_BS[batch.places(seq, column, batch.ids_BS.device)].cpu().numpy().astype(np.int32),
             np.asarray(batch.example_B, dtype=np.int64),
             loss_B.cpu().numpy(),
         )
+
+
+@torch.no_grad()
+def _run_heads(loaded: LoadedModel, heads: Heads) -> Cache:
+    """Keys and values of the trees that come before the lines of a batch."""
+    cache = DynamicCache()
+    with edit_input(loaded.model.get_output_embeddings(), lambda h: h[:1, :1]):
+        loaded.model(
+            input_ids=heads.ids_LN,
+            attention_mask=heads.mask,
+            position_ids=heads.position_LN,
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return cache

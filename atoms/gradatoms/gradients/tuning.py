@@ -21,6 +21,7 @@ from gradatoms.errors import GradientError
 from gradatoms.gradients.batches import PADDINGS, TokenBatch, by_budget, pad
 from gradatoms.gradients.residual import PLAIN_ATTENTION_TOKENS, BatchGradients, ResidualGradients
 from gradatoms.gradients.sequences import TokenSequence
+from gradatoms.gradients.sharing import by_shared_budget, head_of, longest_shared, saving, share
 from gradatoms.hooking import has_bfloat16
 from gradatoms.models import LoadedModel
 
@@ -35,6 +36,10 @@ FIDELITY = 0.99
 """Least cosine to float32, at the 5th percentile of rows, that bfloat16 must reach."""
 _DEPENDENCE = 0.02
 """Relative change of J, or of h at the last block, that is not rounding; float32 gives about 1e-5."""
+WORTH_SHARING = 1.2
+"""How many times fewer token passes make sharing worth its masks."""
+_EXACT = 1e-3
+"""Relative difference of gradients that sharing may make in float32; it makes about 1e-5."""
 _WIDTHS = (32, 128, 512, 2048)
 
 
@@ -58,8 +63,18 @@ class Choices:
     """One of PADDINGS."""
     attention: tuple[tuple[int, str], ...]
     """Attention implementation of batches up to each width; the model's own beyond."""
+    shared: bool = False
+    """Whether common beginnings of prompts are computed once."""
     fidelity: Fidelity | None = None
     """Of bfloat16, where it was measured."""
+
+    def groups(self, branches: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
+        """The sequences of each batch."""
+        return list((by_shared_budget if self.shared else by_budget)(branches, self.batch_tokens))
+
+    def batch(self, group: Sequence[TokenSequence], device: torch.device) -> TokenBatch:
+        """A group as one batch."""
+        return share(group, device) if self.shared else pad(group, device, self.padding)
 
     def save(self, store: Path) -> None:
         """Keep the choices in the store's folder."""
@@ -100,6 +115,7 @@ def choose(
     dtype: str,
     batch_tokens: int | None,
     padding: str,
+    share_prefixes: bool = True,
     measure: bool = True,
 ) -> Choices:
     """Measure what is left open (dtype ``auto``, padding ``auto``, no batch size) on sequences of the corpus itself.
@@ -119,42 +135,44 @@ def choose(
         padding=padding,
         attention=attention,
     )
+    if share_prefixes and padding == "right" and batch_tokens != 1 and len(branches) > 1:
+        found = replace(found, shared=_sharing_pays(branches, make("float32", attention)))
     if dtype != "float32":
         sample = spread(branches, min(found.batch_tokens, 1024))
         fast = make("bfloat16", attention)
-        fidelity = measure_fidelity(make("float32", attention), fast, pad(sample, loaded.device, padding))
+        fidelity = measure_fidelity(make("float32", attention), fast, found.batch(sample, loaded.device))
         safe = has_bfloat16(loaded.device.type) and fidelity.percentile_5 >= FIDELITY
         found = replace(found, dtype="bfloat16" if safe or dtype == "bfloat16" else "float32", fidelity=fidelity)
     if not measure or len(branches) < 2:
         return found
     tokens = sum(len(branch.ids) for branch in branches)
-    rate, size = speed_within_memory(make(found.dtype, attention), branches, found.batch_tokens, padding)
+    rate, size = speed_within_memory(make(found.dtype, attention), branches, found)
     found = replace(found, batch_tokens=size)
     if tokens / rate < WORTH_SECONDS:
         return found
-    found = replace(found, attention=_attention(loaded, branches, make, found, tokens))
+    if not found.shared:
+        found = replace(found, attention=_attention(loaded, branches, make, found, tokens))
     if batch_tokens is None:
-        found = replace(found, batch_tokens=_batch_tokens(loaded, branches, make(found.dtype, found.attention), found))
+        found = replace(found, batch_tokens=_batch_tokens(branches, make(found.dtype, found.attention), found))
     return found
 
 
-def spread(branches: Sequence[TokenSequence], batch_tokens: int, *, around: int | None = None) -> list[TokenSequence]:
-    """Sequences that fill one batch: evenly from all lengths, or of lengths around one."""
+def spread(branches: Sequence[TokenSequence], batch_tokens: int) -> list[TokenSequence]:
+    """Sequences that fill one batch, evenly from all lengths."""
     ordered = sorted(branches, key=lambda branch: len(branch.ids))
-    if around is None:
-        n = max(1, min(len(ordered), batch_tokens // len(ordered[-1].ids)))
-        return [ordered[i * len(ordered) // n] for i in range(n)]
-    middle = min(range(len(ordered)), key=lambda i: abs(len(ordered[i].ids) - around))
-    n = max(1, min(len(ordered), batch_tokens // len(ordered[middle].ids)))
-    start = max(0, min(middle - n // 2, len(ordered) - n))
-    return next(by_budget(ordered[start : start + n], batch_tokens))
+    n = max(1, min(len(ordered), batch_tokens // len(ordered[-1].ids)))
+    return [ordered[i * len(ordered) // n] for i in range(n)]
 
 
-def tokens_per_second(
-    take: ResidualGradients, group: Sequence[TokenSequence], padding: str, device: torch.device
-) -> float:
+def middle_group(branches: Sequence[TokenSequence], choices: Choices) -> list[TokenSequence]:
+    """The batch in the middle of all that the choices make of some sequences."""
+    groups = choices.groups(branches)
+    return groups[(len(groups) - 1) // 2]
+
+
+def tokens_per_second(take: ResidualGradients, group: Sequence[TokenSequence], choices: Choices) -> float:
     """Speed on one batch, the second time that it is run."""
-    batch = pad(group, device, padding)
+    batch = choices.batch(group, take.loaded.device)
     for _ in range(2):
         started = time.perf_counter()
         take(batch)
@@ -163,19 +181,45 @@ def tokens_per_second(
 
 
 def speed_within_memory(
-    take: ResidualGradients, branches: Sequence[TokenSequence], batch_tokens: int, padding: str
+    take: ResidualGradients, branches: Sequence[TokenSequence], choices: Choices
 ) -> tuple[float, int]:
     """Tokens a second on a batch of middling length, and the batch size, halved until memory is enough."""
-    lengths = sorted(len(branch.ids) for branch in branches)
-    middle = lengths[len(lengths) // 2]
     while True:
-        group = spread(branches, batch_tokens, around=middle)
+        group = middle_group(branches, choices)
         try:
-            return tokens_per_second(take, group, padding, take.loaded.device), batch_tokens
+            return tokens_per_second(take, group, choices), choices.batch_tokens
         except Exception as error:
             if not is_out_of_memory(error) or len(group) == 1:
                 raise
-            batch_tokens = min(batch_tokens, sum(len(branch.ids) for branch in group)) // 2
+            total = sum(len(branch.ids) for branch in group)
+            choices = replace(choices, batch_tokens=max(1, min(choices.batch_tokens, total) // 2))
+
+
+def _sharing_pays(branches: Sequence[TokenSequence], take: ResidualGradients) -> bool:
+    """Whether fewer tokens are to be computed, and the model takes masks of our own as meant."""
+    loaded = take.loaded
+    layers = loaded.fingerprint.n_layers
+    above = 1 - (min(site.layer for site in take.hooks) + (take.hooks[0].kind == "resid_post")) / layers
+    if max(len(branch.ids) for branch in branches) > longest_shared(loaded):
+        return False
+    if not all(map(head_of, branches)) or saving(branches, above) < WORTH_SHARING:
+        return False
+    ordered = sorted(branches, key=lambda branch: len(branch.ids))
+    neighbours = sorted(branches, key=head_of)[:4]
+    sample = [*ordered[:: max(1, len(ordered) // 4)][:4], *neighbours, ordered[-1]]
+    try:
+        one = take(share(sample, loaded.device))
+    except Exception as error:  # whatever a model says to masks that it does not know
+        log.info("beginnings are not shared: %s", error)
+        return False
+    alone = [take(pad([branch], loaded.device)) for branch in sorted(sample, key=lambda s: (head_of(s), s.example))]
+    for hook, g in one.gradients.items():
+        expected = np.concatenate([a.gradients[hook] for a in alone])
+        apart = np.linalg.norm(g - expected, axis=1)
+        if not (apart <= _EXACT * np.linalg.norm(expected, axis=1) + 1e-30).all():
+            log.info("beginnings are not shared: gradients at %s differ by %.1e", hook, float(apart.max()))
+            return False
+    return True
 
 
 def measure_fidelity(exact: ResidualGradients, fast: ResidualGradients, batch: TokenBatch) -> Fidelity:
@@ -237,9 +281,9 @@ def _attention(
     for width in _WIDTHS:
         members = [branch for branch in branches if low < len(branch.ids) <= width]
         if sum(len(branch.ids) for branch in members) >= tokens / 10:
-            group = spread(members, found.batch_tokens, around=len(members[len(members) // 2].ids))
+            group = middle_group(members, found)
             speed = {
-                name: tokens_per_second(make(found.dtype, ((width, name),)), group, found.padding, loaded.device)
+                name: tokens_per_second(make(found.dtype, ((width, name),)), group, found)
                 for name in dict.fromkeys((own, "eager"))
             }
             chosen.append((width, max(speed, key=lambda name: speed[name])))
@@ -247,16 +291,15 @@ def _attention(
     return tuple(chosen) or found.attention
 
 
-def _batch_tokens(
-    loaded: LoadedModel, branches: Sequence[TokenSequence], take: ResidualGradients, found: Choices
-) -> int:
+def _batch_tokens(branches: Sequence[TokenSequence], take: ResidualGradients, found: Choices) -> int:
     """Double, or halve, the batch as long as that is faster by a twentieth."""
     lengths = sorted(len(branch.ids) for branch in branches)
     middle = lengths[len(lengths) // 2]
 
     def speed(size: int) -> float:
         try:
-            return tokens_per_second(take, spread(branches, size, around=middle), found.padding, loaded.device)
+            sized = replace(found, batch_tokens=size)
+            return tokens_per_second(take, middle_group(branches, sized), sized)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
