@@ -162,7 +162,7 @@ def test_a_row_does_not_depend_on_its_batch(tiny: LoadedModel, examples: list[Ex
 def test_batches_hold_every_sequence_once_within_the_budget(tiny: LoadedModel, examples: list[Example]) -> None:
     branches = [b for e in tokenize(tiny, examples, objective="contrast") for b in e]
     batches = list(batched(branches, batch_tokens=40, device=tiny.device))
-    assert all(batch.ids_BS.numel() <= 40 or len(batch.ids_BS) == 1 for batch in batches)
+    assert all(batch.ids_LS.numel() <= 40 or len(batch.ids_LS) == 1 for batch in batches)
     assert sorted(e for batch in batches for e in batch.example_B) == sorted(b.example for b in branches)
     assert sum(batch.n_tokens for batch in batches) == sum(len(b.ids) for b in branches)
 

@@ -1,6 +1,6 @@
 """Token sequences as padded batches, with terms and rows as flat index tensors.
 
-Legend: B sequences, S tokens, P predicted positions, T terms, R rows.
+Legend: B sequences, L lines, S tokens, P predicted positions, T terms, R rows.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ PADDINGS = ("right", "masked", "left")
 class TokenBatch:
     """Sequences in lines of tokens: token p of sequence b is in line ``line_B[b]``, column p + ``shift_B[b]``."""
 
-    ids_BS: Int[torch.Tensor, "B S"]
+    ids_LS: Int[torch.Tensor, "L S"]
     mask: torch.Tensor | None
-    """(B, S), one where there is a token; or (B, 1, S, K), added to the attention scores; None where none is needed."""
-    positions_BS: Int[torch.Tensor, "B S"] | None
+    """(L, S), one where there is a token; or (L, 1, S, K), added to the attention scores; None where none is needed."""
+    positions_LS: Int[torch.Tensor, "L S"] | None
     """Where each token is in its sequence; None where the model's own count is the same."""
     heads: Heads | None
     """Trees of tokens that come before the lines, where beginnings are shared."""
@@ -92,11 +92,11 @@ def pad(group: Sequence[TokenSequence], device: torch.device, padding: str = "ri
     return flat(
         group,
         device,
-        ids_BS=ids,
+        ids_LS=ids,
         mask=None if whole else mask,
         line_B=list(range(len(group))),
         shift_B=shifts,
-        positions_BS=positions,
+        positions_LS=positions,
     )
 
 
@@ -104,11 +104,11 @@ def flat(
     group: Sequence[TokenSequence],
     device: torch.device,
     *,
-    ids_BS: torch.Tensor,
+    ids_LS: torch.Tensor,
     mask: torch.Tensor | None,
     line_B: list[int],
     shift_B: list[int],
-    positions_BS: torch.Tensor | None,
+    positions_LS: torch.Tensor | None,
     heads: Heads | None = None,
 ) -> TokenBatch:
     """A batch of lines laid out already, with terms and rows of their sequences."""
@@ -127,9 +127,9 @@ def flat(
     term_at, term_token, term_weight = _columns(terms, 3, device)
     row_seq, row_col = _columns(rows, 2, device)
     return TokenBatch(
-        ids_BS=ids_BS.to(device),
+        ids_LS=ids_LS.to(device),
         mask=None if mask is None else mask.to(device),
-        positions_BS=None if positions_BS is None else positions_BS.to(device),
+        positions_LS=None if positions_LS is None else positions_LS.to(device),
         heads=heads,
         line_B=torch.tensor(line_B, device=device),
         shift_B=torch.tensor(shift_B, device=device),

@@ -153,15 +153,15 @@ class ResidualGradients:
             head.append(self._projection(loaded))
             return h_PD[:1].detach()
 
-        width = batch.ids_BS.shape[1] if batch.heads is None else 0
+        width = batch.ids_LS.shape[1] if batch.heads is None else 0
         stack.enter_context(attention(loaded, self.attention_for(width)))
         if self.autocast is not None:
-            stack.enter_context(torch.autocast(batch.ids_BS.device.type, self.autocast))
-        inputs: dict[str, Any] = {"input_ids": batch.ids_BS, "use_cache": False}
+            stack.enter_context(torch.autocast(batch.ids_LS.device.type, self.autocast))
+        inputs: dict[str, Any] = {"input_ids": batch.ids_LS, "use_cache": False}
         if batch.mask is not None:
             inputs["attention_mask"] = batch.mask
-        if batch.positions_BS is not None:
-            inputs["position_ids"] = batch.positions_BS
+        if batch.positions_LS is not None:
+            inputs["position_ids"] = batch.positions_LS
         if batch.heads is not None:
             inputs |= {"past_key_values": _run_heads(loaded, batch.heads), "use_cache": True}
         for site in self.hooks if loaded is self.loaded else ():
@@ -203,7 +203,7 @@ class ResidualGradients:
             {h.name: rows(kept[h.name]) for h in self.hooks} if self.activations else {},
             np.asarray([batch.example_B[b] for b in seq.tolist()], dtype=np.int64),
             (column - batch.shift_B[seq]).cpu().numpy().astype(np.int32),
-            batch.ids_BS[batch.places(seq, column, batch.ids_BS.device)].cpu().numpy().astype(np.int32),
+            batch.ids_LS[batch.places(seq, column, batch.ids_LS.device)].cpu().numpy().astype(np.int32),
             np.asarray(batch.example_B, dtype=np.int64),
             loss_B.cpu().numpy(),
         )

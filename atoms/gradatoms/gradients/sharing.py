@@ -178,11 +178,11 @@ def share(group: Sequence[TokenSequence], device: torch.device) -> TokenBatch:
     return flat(
         ordered,
         device,
-        ids_BS=ids,
+        ids_LS=ids,
         mask=_additive(seen, device),
         line_B=line_of,
         shift_B=shift,
-        positions_BS=positions,
+        positions_LS=positions,
         heads=heads,
     )
 
