@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from gradatoms.dictionary.sae import TopKConfig
     from gradatoms.examples import Example, read_examples
     from gradatoms.gradients.callback import HarvestCallback
-    from gradatoms.gradients.harvest import HarvestConfig, harvest
+    from gradatoms.gradients.harvest import harvest
     from gradatoms.gradients.stream import stream
+    from gradatoms.gradients.task import HarvestConfig
     from gradatoms.labels.labeler import label_atoms
     from gradatoms.models import load_model
     from gradatoms.projector.describe import Describer, describe
@@ -38,7 +39,7 @@ _PLACES = {
     "Example": ("examples", "Example"),
     "read_examples": ("examples", "read_examples"),
     "HarvestCallback": ("gradients.callback", "HarvestCallback"),
-    "HarvestConfig": ("gradients.harvest", "HarvestConfig"),
+    "HarvestConfig": ("gradients.task", "HarvestConfig"),
     "harvest": ("gradients.harvest", "harvest"),
     "label_atoms": ("labels.labeler", "label_atoms"),
     "load_model": ("models", "load_model"),

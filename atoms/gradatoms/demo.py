@@ -24,9 +24,10 @@ from gradatoms.dictionary.metrics import held_out_mask
 from gradatoms.dictionary.online import OnlineConfig
 from gradatoms.errors import ConfigError
 from gradatoms.examples import Example, read_examples
-from gradatoms.gradients.harvest import HarvestConfig, harvest, is_complete
+from gradatoms.gradients.harvest import harvest, is_complete
 from gradatoms.gradients.reference import one_at_a_time
 from gradatoms.gradients.sequences import tokenize
+from gradatoms.gradients.task import HarvestConfig
 from gradatoms.hooking import has_bfloat16
 from gradatoms.labels.labeler import label_atoms, label_texts, load_labels
 from gradatoms.labels.teacher import RuleTeacher

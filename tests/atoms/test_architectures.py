@@ -14,11 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from gradatoms.errors import GradientError, HookError, ModelLoadError
 from gradatoms.examples import Example
 from gradatoms.gradients.batches import batched
-from gradatoms.gradients.harvest import HarvestConfig, harvest
+from gradatoms.gradients.harvest import harvest
 from gradatoms.gradients.reference import one_at_a_time
 from gradatoms.gradients.residual import ResidualGradients
 from gradatoms.gradients.rows import merge_rows
 from gradatoms.gradients.sequences import tokenize
+from gradatoms.gradients.task import HarvestConfig
 from gradatoms.hooking import edit_site
 from gradatoms.models import KINDS, LoadedModel, wrap_model
 from gradatoms_store import open_store

@@ -18,10 +18,11 @@ import gradatoms
 from gradatoms.errors import ConfigError, ExampleError, GradientError, HookError, OutputExistsError
 from gradatoms.examples import Example
 from gradatoms.gradients import read_skipped, tuning
-from gradatoms.gradients.harvest import HarvestConfig, examples_of, harvest, is_complete, plan_harvest
+from gradatoms.gradients.harvest import harvest, is_complete, plan_harvest
 from gradatoms.gradients.plan import HarvestPlan
 from gradatoms.gradients.reference import one_at_a_time
 from gradatoms.gradients.sequences import tokenize
+from gradatoms.gradients.task import HarvestConfig, examples_of
 from gradatoms.hooking import has_bfloat16
 from gradatoms.models import LoadedModel, wrap_model
 from gradatoms_store import Store, StoreMismatchError, open_store, verify_store

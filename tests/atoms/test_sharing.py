@@ -10,12 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from gradatoms.examples import Example
 from gradatoms.gradients import sharing
-from gradatoms.gradients.harvest import HarvestConfig, HarvestTask
 from gradatoms.gradients.reference import one_at_a_time
 from gradatoms.gradients.residual import ResidualGradients
 from gradatoms.gradients.rows import merge_rows
 from gradatoms.gradients.sequences import TokenSequence, tokenize
 from gradatoms.gradients.sharing import by_shared_budget, head_of, saving, share
+from gradatoms.gradients.task import HarvestConfig, HarvestTask
 from gradatoms.models import LoadedModel, wrap_model
 
 HOOKS = ("blocks.0.*", "blocks.1.hook_resid_post")
@@ -104,3 +104,13 @@ def test_nothing_is_shared_where_it_saves_nothing_or_is_not_wanted(tiny: LoadedM
         assert not HarvestTask.of(tiny, CORPUS, config, None).choose().shared
     one = [Example(prompt="The", target=" capital of France is Paris")]
     assert not HarvestTask.of(tiny, one * 2, HarvestConfig(positions="prediction"), None).choose().shared
+
+
+def test_lines_stay_short_however_often_a_beginning_is_there(tiny: LoadedModel) -> None:
+    """Attention takes the square of a line, in time and memory."""
+    sequences = [s for (s,) in tokenize(tiny, CORPUS * 50, positions="prediction")]
+    longest = max(len(s.ids) for s in sequences)
+    batch = share(sequences, tiny.device)
+    assert batch.heads is not None
+    assert batch.ids_LS.shape[1] <= sharing.LINE + longest and batch.heads.ids_LN.shape[1] <= sharing.LINE
+    assert len(batch.ids_LS) > 5

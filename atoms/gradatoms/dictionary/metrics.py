@@ -18,8 +18,8 @@ from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.coding import Codes, top_rows
 from gradatoms.dictionary.pushes import Pushes
 from gradatoms.errors import ConfigError, ModelMismatchError
-from gradatoms.gradients.harvest import examples_of
 from gradatoms.gradients.sequences import TokenSequence, tokenize
+from gradatoms.gradients.task import examples_of
 from gradatoms.lookahead import stepped_objective
 from gradatoms.metric import Metric
 from gradatoms.models import LoadedModel

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gradatoms.examples import Example
 from gradatoms.gradients.residual import ResidualGradients
 from gradatoms.gradients.sequences import TokenSequence
-from gradatoms.gradients.tuning import Choices, speed_within_memory
+from gradatoms.gradients.tuning import PROBE_TOKENS, Choices, speed_within_memory
 from gradatoms_store import StoreHeader, row_bytes
 
 
@@ -58,7 +58,8 @@ def make_plan(
     )
     seconds = 0.0
     if branches:
-        rate, _ = speed_within_memory(take, branches, choices)
+        probe = replace(choices, batch_tokens=min(PROBE_TOKENS, choices.batch_tokens))
+        rate, _ = speed_within_memory(take, branches, probe)
         seconds = tokens / rate
     return HarvestPlan(
         hooks=tuple(hook.name for hook in take.hooks),

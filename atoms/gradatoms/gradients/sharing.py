@@ -22,7 +22,7 @@ from gradatoms.gradients.sequences import TokenSequence
 from gradatoms.models import LoadedModel
 
 LINE = 192
-"""Most nodes of heads in a line, but for a single longer head."""
+"""Most nodes of heads in a line, and about the most tokens of tails, but for a single longer sequence."""
 
 
 @dataclass
@@ -138,9 +138,8 @@ def share(group: Sequence[TokenSequence], device: torch.device) -> TokenBatch:
     """One batch of all sequences, their heads as trees."""
     lines = [_Line()]
     ordered = sorted(group, key=lambda s: (head_of(s), s.example))
-    most = (
-        LINE * _tail_tokens(ordered) / max(1, _nodes(map(head_of, ordered)))
-    )  # so that both parts of a line fill alike
+    # Both parts of a line fill alike; and neither grows long, since attention takes the square of it.
+    most = LINE * min(1.0, _tail_tokens(ordered) / max(1, _nodes(map(head_of, ordered))))
     for sequence in ordered:
         line = lines[-1]
         full = len(line.ids) + line.missing(head_of(sequence)) > LINE or _tail_tokens(line.members) >= most

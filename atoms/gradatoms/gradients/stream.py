@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from gradatoms.errors import ConfigError
 from gradatoms.examples import Example
-from gradatoms.gradients.harvest import HarvestConfig, HarvestTask
 from gradatoms.gradients.rows import finite_rows
+from gradatoms.gradients.task import HarvestConfig, HarvestTask
 from gradatoms.models import LoadedModel
 from gradatoms_store import GradientBatch, GradientBlock
 

@@ -6,6 +6,7 @@ there: timings differ from run to run, and rows are equal bit for bit only if th
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -32,14 +33,16 @@ BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Padded tokens a batch where nothing was measured."""
 WORTH_SECONDS = 60.0
 """A harvest that takes less is not worth measuring for."""
+PROBE_TOKENS = 256
+"""Of the batch that tells how long a harvest takes."""
 FIDELITY = 0.99
 """Least cosine to float32, at the 5th percentile of rows, that bfloat16 must reach."""
 _DEPENDENCE = 0.02
 """Relative change of J, or of h at the last block, that is not rounding; float32 gives about 1e-5."""
 WORTH_SHARING = 1.2
 """How many times fewer token passes make sharing worth its masks."""
-_EXACT = 1e-3
-"""Relative difference of gradients that sharing may make in float32; it makes about 1e-5."""
+_EXACT = 1e-2
+"""Relative difference of a gradient that sharing may make: rounding makes 1e-5 to 1e-3, a wrong mask far more."""
 _WIDTHS = (32, 128, 512, 2048)
 
 
@@ -146,10 +149,12 @@ def choose(
     if not measure or len(branches) < 2:
         return found
     tokens = sum(len(branch.ids) for branch in branches)
-    rate, size = speed_within_memory(make(found.dtype, attention), branches, found)
-    found = replace(found, batch_tokens=size)
+    take = make(found.dtype, attention)
+    rate, _ = speed_within_memory(take, branches, replace(found, batch_tokens=min(PROBE_TOKENS, found.batch_tokens)))
     if tokens / rate < WORTH_SECONDS:
         return found
+    _, size = speed_within_memory(take, branches, found)
+    found = replace(found, batch_tokens=size)
     if not found.shared:
         found = replace(found, attention=_attention(loaded, branches, make, found, tokens))
     if batch_tokens is None:
@@ -191,8 +196,9 @@ def speed_within_memory(
         except Exception as error:
             if not is_out_of_memory(error) or len(group) == 1:
                 raise
-            total = sum(len(branch.ids) for branch in group)
-            choices = replace(choices, batch_tokens=max(1, min(choices.batch_tokens, total) // 2))
+        free_memory()
+        total = sum(len(branch.ids) for branch in group)
+        choices = replace(choices, batch_tokens=max(1, min(choices.batch_tokens, total) // 2))
 
 
 def _sharing_pays(branches: Sequence[TokenSequence], take: ResidualGradients) -> bool:
@@ -315,6 +321,13 @@ def _batch_tokens(branches: Sequence[TokenSequence], take: ResidualGradients, fo
         if size != found.batch_tokens:
             break
     return size
+
+
+def free_memory() -> None:
+    """Let go of what a pass that failed may have left."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from gradatoms.dictionary.io import load_codes
 from gradatoms.dictionary.metrics import held_out_mask
 from gradatoms.dictionary.provenance import folder_of, require_same_model, store_of
 from gradatoms.errors import AtomsFormatError
-from gradatoms.gradients.harvest import examples_of
+from gradatoms.gradients.task import examples_of
 from gradatoms.labels.evidence import Evidence, gather_evidence, load_evidence, save_evidence
 from gradatoms.labels.teacher import Label, LabelFailure, Teacher
 from gradatoms.models import LoadedModel

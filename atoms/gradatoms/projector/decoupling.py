@@ -22,7 +22,7 @@ from gradatoms.dictionary.metrics import held_out_mask
 from gradatoms.dictionary.provenance import folder_of, store_of
 from gradatoms.dictionary.pushes import Pushes
 from gradatoms.errors import ConfigError
-from gradatoms.gradients.harvest import examples_of
+from gradatoms.gradients.task import examples_of
 from gradatoms.metric import Metric
 from gradatoms.progress import Progress, silent
 from gradatoms.projector.describe import Describer, Said
