@@ -23,7 +23,7 @@ from gradatoms.gradients.plan import HarvestPlan
 from gradatoms.gradients.reference import one_at_a_time
 from gradatoms.gradients.sequences import tokenize
 from gradatoms.gradients.task import HarvestConfig, examples_of
-from gradatoms.hooking import has_bfloat16
+from gradatoms.hooking import edit_output, has_bfloat16
 from gradatoms.models import LoadedModel, wrap_model
 from gradatoms_store import Store, StoreMismatchError, open_store, verify_store
 
@@ -351,9 +351,10 @@ def test_activations_spans_and_distributions_come_back(
     assert store.hooks == (*HOOKS, *(f"{hook}:activation" for hook in HOOKS))
     assert examples_of(store) == examples and verify_store(path).ok
     row = int(np.flatnonzero(store.rows["example"] == 0)[0])
-    with torch.no_grad():
-        ids = torch.tensor([tiny.tokenizer(examples[0].prompt).input_ids])
-        h = tiny.model(ids, output_hidden_states=True).hidden_states[2][0, store.rows["position"][row]].numpy()
+    kept: list[torch.Tensor] = []
+    with torch.no_grad(), edit_output(tiny.hook(HOOKS[0]).module, kept.append):
+        tiny.model(torch.tensor([tiny.tokenizer(examples[0].prompt).input_ids]))
+    h = kept[0][0, store.rows["position"][row]].numpy()
     batch = store.read(f"{HOOKS[0]}:activation", np.asarray([row]))
     np.testing.assert_allclose(batch.gradients[0] * batch.norms[0], h, rtol=5e-3, atol=5e-3)
     fitted = gradatoms.fit(store, gradatoms.OnlineConfig(n_atoms=2, epochs=1), hook=HOOKS[0])
