@@ -13,6 +13,9 @@ from gradatoms.gradients.sequences import TokenSequence
 from gradatoms.gradients.tuning import PROBE_TOKENS, Choices, speed_within_memory
 from gradatoms_store import StoreHeader, row_bytes
 
+PROBE_SEQUENCES = 512
+"""Sequences from the middle of the corpus, of which a batch is timed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HarvestPlan:
@@ -59,7 +62,8 @@ def make_plan(
     seconds = 0.0
     if branches:
         probe = replace(choices, batch_tokens=min(PROBE_TOKENS, choices.batch_tokens))
-        rate, _ = speed_within_memory(take, branches, probe)
+        start = max(0, len(branches) // 2 - PROBE_SEQUENCES // 2)
+        rate, _ = speed_within_memory(take, branches[start : start + PROBE_SEQUENCES], probe)
         seconds = tokens / rate
     return HarvestPlan(
         hooks=tuple(hook.name for hook in take.hooks),

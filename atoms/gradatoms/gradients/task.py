@@ -141,9 +141,11 @@ class HarvestTask:
 
     def choose(self) -> Choices:
         """Measure what the config leaves open."""
+        units = [unit for unit in map(self.branches, range(len(self.units))) if unit]
         return choose(
             self.loaded,
-            [branch for example in self.sequences for branch in example],
+            [branch for unit in units for branch in unit],
+            units[len(units) // 2],
             self._make,
             dtype=self.config.dtype,
             batch_tokens=self.config.batch_tokens,

@@ -92,7 +92,14 @@ class Choices:
             data = json.loads((store / FILE).read_text(encoding="utf-8"))
             data["attention"] = tuple((int(width), str(name)) for width, name in data["attention"])
             data["fidelity"] = None if data["fidelity"] is None else Fidelity(**data["fidelity"])
-            return cls(**data)
+            found = cls(**data)
+            if (
+                found.dtype not in ("float32", "bfloat16")
+                or found.padding not in PADDINGS
+                or not found.batch_tokens >= 1
+            ):
+                raise ValueError(f"unknown choices {found}")
+            return found
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError):
@@ -113,6 +120,7 @@ def default_attention(loaded: LoadedModel) -> tuple[tuple[int, str], ...]:
 def choose(
     loaded: LoadedModel,
     branches: Sequence[TokenSequence],
+    unit: Sequence[TokenSequence],
     make: Make,
     *,
     dtype: str,
@@ -124,6 +132,8 @@ def choose(
     """Measure what is left open (dtype ``auto``, padding ``auto``, no batch size) on sequences of the corpus itself.
 
     Args:
+        branches: all sequences, among which the shortest and the longest are tried beside each other.
+        unit: those of one unit of work, from which batches are made, and within which beginnings can be shared.
         measure: whether timings may decide; ranks that must do the same may not.
 
     Raises:
@@ -138,27 +148,29 @@ def choose(
         padding=padding,
         attention=attention,
     )
-    if share_prefixes and padding == "right" and batch_tokens != 1 and len(branches) > 1:
-        found = replace(found, shared=_sharing_pays(branches, make("float32", attention)))
+    if share_prefixes and padding == "right" and batch_tokens != 1 and len(unit) > 1:
+        take = make("float32", attention)
+        allowed = max(len(branch.ids) for branch in branches) <= longest_shared(loaded) and all(map(head_of, branches))
+        found = replace(found, shared=allowed and _sharing_pays(unit, take))
     if dtype != "float32":
-        sample = spread(branches, min(found.batch_tokens, 1024))
+        sample = spread(unit, min(found.batch_tokens, 1024))
         fast = make("bfloat16", attention)
         fidelity = measure_fidelity(make("float32", attention), fast, found.batch(sample, loaded.device))
         safe = has_bfloat16(loaded.device.type) and fidelity.percentile_5 >= FIDELITY
         found = replace(found, dtype="bfloat16" if safe or dtype == "bfloat16" else "float32", fidelity=fidelity)
-    if not measure or len(branches) < 2:
+    if not measure or len(unit) < 2:
         return found
     tokens = sum(len(branch.ids) for branch in branches)
     take = make(found.dtype, attention)
-    rate, _ = speed_within_memory(take, branches, replace(found, batch_tokens=min(PROBE_TOKENS, found.batch_tokens)))
+    rate, _ = speed_within_memory(take, unit, replace(found, batch_tokens=min(PROBE_TOKENS, found.batch_tokens)))
     if tokens / rate < WORTH_SECONDS:
         return found
-    _, size = speed_within_memory(take, branches, found)
+    _, size = speed_within_memory(take, unit, found)
     found = replace(found, batch_tokens=size)
     if not found.shared:
-        found = replace(found, attention=_attention(loaded, branches, make, found, tokens))
+        found = replace(found, attention=_attention(loaded, unit, make, found))
     if batch_tokens is None:
-        found = replace(found, batch_tokens=_batch_tokens(branches, make(found.dtype, found.attention), found))
+        found = replace(found, batch_tokens=_batch_tokens(unit, make(found.dtype, found.attention), found))
     return found
 
 
@@ -206,9 +218,7 @@ def _sharing_pays(branches: Sequence[TokenSequence], take: ResidualGradients) ->
     loaded = take.loaded
     layers = loaded.fingerprint.n_layers
     above = 1 - (min(site.layer for site in take.hooks) + (take.hooks[0].kind == "resid_post")) / layers
-    if max(len(branch.ids) for branch in branches) > longest_shared(loaded):
-        return False
-    if not all(map(head_of, branches)) or saving(branches, above) < WORTH_SHARING:
+    if saving(branches, above) < WORTH_SHARING:
         return False
     ordered = sorted(branches, key=lambda branch: len(branch.ids))
     neighbours = sorted(branches, key=head_of)[:4]
@@ -278,10 +288,10 @@ def _differs(alone: BatchGradients, together: BatchGradients) -> bool:
 
 
 def _attention(
-    loaded: LoadedModel, branches: Sequence[TokenSequence], make: Make, found: Choices, tokens: int
+    loaded: LoadedModel, branches: Sequence[TokenSequence], make: Make, found: Choices
 ) -> tuple[tuple[int, str], ...]:
     """The faster of the model's own and the plain implementation, for each width that holds a tenth of the tokens."""
-    own = loaded.model.config._attn_implementation
+    own, tokens = loaded.model.config._attn_implementation, sum(len(branch.ids) for branch in branches)
     chosen: list[tuple[int, str]] = []
     low = 0
     for width in _WIDTHS:
