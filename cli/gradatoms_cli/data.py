@@ -91,8 +91,9 @@ def harvest(
         examples, limit=limit, text=text, window=window, tokenizer=cache(lambda: load_tokenizer(model))
     )
     with ranks.group():
-        loaded = load_model(model, adapter=adapter, device=ranks.device, device_map=device_map)
-        second = None if reference is None else load_model(reference, device=ranks.device, device_map=device_map)
+        device = "cpu" if fsdp else ranks.device  # to be divided, a model need not fit on one device
+        loaded = load_model(model, adapter=adapter, device=device, device_map=device_map)
+        second = None if reference is None else load_model(reference, device=device, device_map=device_map)
         if fsdp:
             ranks = ranks.sharing_a_model()
             divide(loaded, ranks)

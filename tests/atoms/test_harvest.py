@@ -133,6 +133,32 @@ def test_an_interrupted_harvest_resumes_to_the_same_rows(
             np.testing.assert_allclose(found[2][field], values, rtol=1e-5, err_msg=field)
 
 
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "alone"])
+def test_a_resume_with_other_batches_gives_the_same_rows(
+    tiny: LoadedModel, examples: list[Example], tmp_path: Path, share: bool
+) -> None:
+    """To 1e-5, in float32."""
+    config = replace(CONFIG, store_dtype="float32", share_prefixes=share)
+    whole, broken = tmp_path / "whole.gstore", tmp_path / "broken.gstore"
+    harvest(tiny, examples, whole, config)
+
+    def interrupt(_stage: str, done: int, _total: int) -> None:
+        if done > 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        harvest(tiny, examples, broken, config, progress=interrupt)
+    other = replace(config, batch_tokens=9, share_prefixes=not share)
+    assert harvest(tiny, examples, broken, other, resume=True).rows > 0
+    for hook in HOOKS:
+        a, norms, fields = in_order(open_store(whole), hook)
+        b, others, other_fields = in_order(open_store(broken), hook)
+        np.testing.assert_allclose(b, a, atol=1e-5)
+        np.testing.assert_allclose(others, norms, rtol=1e-5)
+        for name, values in fields.items():
+            np.testing.assert_allclose(other_fields[name], values, rtol=1e-5, atol=1e-5)
+
+
 def test_a_resume_of_a_complete_store_does_nothing(tiny: LoadedModel, examples: list[Example], tmp_path: Path) -> None:
     path = tmp_path / "facts.gstore"
     harvest(tiny, examples, path, CONFIG)

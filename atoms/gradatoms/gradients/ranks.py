@@ -77,15 +77,17 @@ class Ranks:
 def divide(loaded: LoadedModel, ranks: Ranks) -> None:
     """Divide a model's parameters among all ranks, block by block (FSDP2); a pass gathers one block at a time.
 
-    Within ``ranks.group()``. Every rank has loaded the whole model; what is not its own part is freed here.
+    Within ``ranks.group()``. Every rank has loaded the whole model into main memory; block by block its own part goes to
+    its device, and the rest is freed.
 
     Raises:
         ConfigError: there is one rank only.
     """
     if ranks.world == 1:
         raise ConfigError("expected several ranks to divide a model among, got one; start it with torchrun")
-    device = loaded.device.type
-    mesh = init_device_mesh(device, (ranks.world,))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ranks.local)
+    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (ranks.world,))
     for block in {id(site.block): site.block for site in loaded.hooks.values()}.values():
         fully_shard(block, mesh=mesh)
     fully_shard(loaded.model, mesh=mesh)
