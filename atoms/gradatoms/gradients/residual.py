@@ -57,6 +57,12 @@ class BatchGradients:
     """J of each sequence (nats; logits for ``logit``); an example's J is the sum over its sequences."""
 
 
+def default_attention(loaded: LoadedModel) -> tuple[tuple[int, str], ...]:
+    """Plain products for short rows on the CPU, whose backward they make faster; else the model's own."""
+    plain = loaded.device.type == "cpu" and loaded.model.config._attn_implementation == "sdpa"
+    return ((PLAIN_ATTENTION_TOKENS, "eager"),) if plain else ()
+
+
 class ResidualGradients:
     """Takes ∂J/∂h at every hook for the rows of a batch.
 
@@ -86,10 +92,7 @@ class ResidualGradients:
     ) -> None:
         self.loaded, self.hooks, self.autocast, self.reference = loaded, list(hooks), autocast, reference
         self.activations = activations
-        if attention is None:
-            plain = loaded.device.type == "cpu" and loaded.model.config._attn_implementation == "sdpa"
-            attention = ((PLAIN_ATTENTION_TOKENS, "eager"),) if plain else ()
-        self.attention = tuple(attention)
+        self.attention = tuple(default_attention(loaded) if attention is None else attention)
         if reference is not None and reference.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
             raise ModelMismatchError(
                 f"expected a second model with the tokens of {loaded.fingerprint.name}, {reference.fingerprint.name} has "

@@ -20,7 +20,7 @@ import torch
 
 from gradatoms.errors import GradientError
 from gradatoms.gradients.batches import PADDINGS, TokenBatch, by_budget, pad
-from gradatoms.gradients.residual import PLAIN_ATTENTION_TOKENS, BatchGradients, ResidualGradients
+from gradatoms.gradients.residual import BatchGradients, ResidualGradients, default_attention
 from gradatoms.gradients.sequences import TokenSequence
 from gradatoms.gradients.sharing import by_shared_budget, head_of, longest_shared, saving, share
 from gradatoms.hooking import has_bfloat16
@@ -109,12 +109,6 @@ class Choices:
 
 Make = Callable[[str, Sequence[tuple[int, str]]], ResidualGradients]
 """From dtype and attention to what takes gradients."""
-
-
-def default_attention(loaded: LoadedModel) -> tuple[tuple[int, str], ...]:
-    """Plain products for short rows on the CPU, whose backward they make faster; else the model's own."""
-    plain = loaded.device.type == "cpu" and loaded.model.config._attn_implementation == "sdpa"
-    return ((PLAIN_ATTENTION_TOKENS, "eager"),) if plain else ()
 
 
 def choose(
