@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gradatoms.dictionary.fit import fit, fit_store
     from gradatoms.dictionary.io import load_atoms, save_atoms
     from gradatoms.dictionary.online import OnlineConfig
-    from gradatoms.dictionary.sae import TopKConfig
+    from gradatoms.dictionary.topk import TopKConfig
     from gradatoms.examples import Example, read_examples
     from gradatoms.gradients.callback import HarvestCallback
     from gradatoms.gradients.harvest import harvest
@@ -35,7 +35,7 @@ _PLACES = {
     "load_atoms": ("dictionary.io", "load_atoms"),
     "save_atoms": ("dictionary.io", "save_atoms"),
     "OnlineConfig": ("dictionary.online", "OnlineConfig"),
-    "TopKConfig": ("dictionary.sae", "TopKConfig"),
+    "TopKConfig": ("dictionary.topk", "TopKConfig"),
     "Example": ("examples", "Example"),
     "read_examples": ("examples", "read_examples"),
     "HarvestCallback": ("gradients.callback", "HarvestCallback"),

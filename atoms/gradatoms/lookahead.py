@@ -121,8 +121,18 @@ def _accumulate(shift: Shift, chosen: torch.Tensor, plain: torch.Tensor, steered
         shift.contexts[direction] += 1
 
 
+@dataclass(frozen=True)
+class Stepped:
+    """What steps do to the objective, R rows and M steps each."""
+
+    objective: Float[np.ndarray, "R M1"]
+    """J, shape (R, 1 + M); column 0 is the plain model."""
+    kl: Float[np.ndarray, "R M1"]
+    """KL(after the first step ‖ after this one) in nats, mean over the positions of J's terms; column 0 is the plain model."""
+
+
 @torch.no_grad()
-def stepped_objective(
+def stepped(
     loaded: LoadedModel,
     hook: HookSite,
     branches: Sequence[tuple[TokenSequence, int]],
@@ -130,18 +140,16 @@ def stepped_objective(
     *,
     eta: float,
     progress: Progress = silent,
-) -> Float[np.ndarray, "R M1"]:
-    """J of each (sequence, position) without a step and after each of M steps of length η‖h‖.
+) -> Stepped:
+    """J of each (sequence, position) without a step and after each of M steps of length η‖h‖, and how the steps differ.
 
     Args:
         branches: token sequences and the position of the step in each; terms before the position cannot change and are left out.
         steps: unit directions, shape (rows, M, d).
         eta: step length in units of ‖h‖.
-
-    Returns:
-        J in nats, shape (rows, 1 + M); column 0 is the plain model.
     """
-    result = np.zeros((len(branches), 1 + steps.shape[1]), dtype=np.float32)
+    objective = np.zeros((len(branches), 1 + steps.shape[1]), dtype=np.float32)
+    divergence = np.zeros_like(objective)
     done = 0
     for group in by_length([s.ids[:position] for s, position in branches], 32):
         chosen = [branches[i] for i in group]
@@ -154,15 +162,23 @@ def stepped_objective(
             torch.tensor(column, device=loaded.device) for column in zip(*terms, strict=True)
         )
         rows = torch.arange(len(chosen), device=loaded.device)
-        for m in range(1 + steps.shape[1]):
+
+        def by_row(values: torch.Tensor, of: torch.Tensor = row_P, n: int = len(chosen)) -> torch.Tensor:
+            return torch.zeros(n, device=values.device).index_add_(0, of, values)
+
+        first: torch.Tensor | None = None
+        count = by_row(torch.ones(len(terms), device=loaded.device))
+        for m in [1, 0, *range(2, 1 + steps.shape[1])]:
             direction = torch.as_tensor(
                 steps[group, m - 1] if m else np.zeros((len(group), hook.d), np.float32), device=loaded.device
             )
             with edit_site(hook, _adder(direction, eta)):
-                logits = run_tail(loaded, prefix, rows, ids=ids, at=(row_P, pos_P))
-            values = logits.float() if chosen[0][0].logit else logits.float().log_softmax(-1)
-            loss = -weight_P * values.gather(1, token_P[:, None])[:, 0]
-            result[group, m] = torch.zeros(len(group), device=loss.device).index_add_(0, row_P, loss).cpu().numpy()
+                logits = run_tail(loaded, prefix, rows, ids=ids, at=(row_P, pos_P)).float()
+            log_p = logits.log_softmax(-1)
+            first = log_p if first is None else first
+            values = logits if chosen[0][0].logit else log_p
+            objective[group, m] = by_row(-weight_P * values.gather(1, token_P[:, None])[:, 0]).cpu().numpy()
+            divergence[group, m] = (by_row((first.exp() * (first - log_p)).sum(-1)) / count).cpu().numpy()
         done += len(group)
         progress("step recovered", done, len(branches))
-    return result
+    return Stepped(objective, divergence)

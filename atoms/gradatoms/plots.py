@@ -73,6 +73,32 @@ def plot_atoms(atoms: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def plot_sweep(rows: list[dict[str, Any]], varied: list[str], path: Path) -> None:
+    """A panel a metric: its value over the last varied setting, a line for each value of the others, nulls dotted."""
+    from matplotlib.figure import Figure
+
+    names = [n for n in ("step_recovered", "fvu", "stability", "real_share") if any(n in r["metrics"] for r in rows)]
+    *others, along = varied
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda r: r["settings"][along]):
+        label = ", ".join(f"{name} {row['settings'][name]}" for name in others) or "all"
+        lines.setdefault(label, []).append(row)
+    figure = Figure(figsize=(3.4 * len(names), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
+        for number, (label, members) in enumerate(sorted(lines.items())):
+            colour = f"C{number}"
+            x = [m["settings"][along] for m in members]
+            axes.plot(x, [m["metrics"][name]["value"] for m in members], "o-", color=colour, label=label, markersize=4)
+            axes.plot(x, [m["metrics"][name]["null"] for m in members], ":", color=colour)
+        axes.set_title(f"{name} ({'↑' if rows[0]['metrics'][name]['better'] == 'higher' else '↓'})", fontsize=10)
+        axes.set_xlabel(along)
+        axes.set_ylim(min(0, axes.get_ylim()[0]), 1.02)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, fontsize=8, title="dotted: null")
+    figure.savefig(path, dpi=130)
+
+
 def _short(label: str) -> str:
     text = label.replace("$", r"\$")
     return text if len(text) <= 34 else text[:33] + "…"

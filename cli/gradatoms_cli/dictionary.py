@@ -13,26 +13,116 @@ Folder = Annotated[Path, typer.Argument(help="An atoms folder, NAME.atoms.")]
 
 
 def fit(
-    store: Annotated[Path, typer.Argument(help="A store, NAME.gstore.")],
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="A store, NAME.gstore; several are read as one.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write, NAME.atoms.")],
     hook: Annotated[str | None, typer.Option(help="Which hook, where the store has several.")] = None,
-    method: Annotated[str, typer.Option(help="online (classical dictionary learning), or topk (SAELens).")] = "online",
-    n_atoms: Annotated[int | None, typer.Option(help="Atoms in the dictionary.")] = None,
-    k: Annotated[int | None, typer.Option(help="topk: atoms kept a row.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="online: lasso penalty.")] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="online (classical), topk, batchtopk, jumprelu, gated, standard, matryoshka, matching_pursuit, abstopk, pca, kmeans."
+        ),
+    ] = "online",
+    n_atoms: Annotated[str | None, typer.Option(help="Atoms in the dictionary.")] = None,
+    k: Annotated[str | None, typer.Option(help="Atoms kept a row, where the method has it.")] = None,
+    alpha: Annotated[str | None, typer.Option(help="online: lasso penalty.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the rows.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
+    weight: Annotated[str | None, typer.Option(help="What a row counts for: none, loss, norm, concept.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many passes without gain on rows kept aside.")] = None,
+    settings: Annotated[list[str], typer.Option("--set", help="NAME=VALUE, any other setting of the method; repeatable.")] = [],  # noqa: B006
     holdout: Annotated[float, typer.Option(help="Share of examples kept for scoring.")] = 0.25,
-    seed: Annotated[int, typer.Option(help="Seed of the fit.")] = 0,
+    checks: Annotated[bool, typer.Option(help="Fit the comparisons that verdicts rest on.")] = True,
+    log: Annotated[list[str], typer.Option(help="tensorboard or wandb, beside log.jsonl; repeatable.")] = [],  # noqa: B006
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Fit a grid: --n-atoms, --k and --alpha take lists such as 128,256.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="--sweep: the model, where it has moved.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the fit.")] = None,
     json: Json = False,
 ) -> None:
-    """Learn a dictionary of gradient atoms from a store."""
-    from gradatoms.dictionary.fit import fit_store, make_config
+    """Learn a dictionary of gradient atoms from a store; interrupted, the same command goes on."""
+    from gradatoms.dictionary.fit import fit_store
+    from gradatoms.dictionary.registry import make_config, parse_grid, parse_settings
 
-    config = make_config(method, {"n_atoms": n_atoms, "k": k, "alpha": alpha, "epochs": epochs, "seed": seed})
+    plain = {"epochs": epochs, "batch_size": batch_size, "weight": weight, "patience": patience, "seed": seed}
+    chosen = {name: value for name, value in plain.items() if value is not None} | parse_settings(method, settings)
+    lists = {"n_atoms": n_atoms, "k": k, "alpha": alpha}
+    grid = parse_grid(method, {name: text for name, text in lists.items() if text is not None}, several=sweep)
+    options = {"hook": hook, "holdout": holdout, "checks": checks, "log_to": log}
+    if sweep:
+        from gradatoms.dictionary.sweep import sweep as run_sweep
+
+        with bars() as progress:
+            found = run_sweep(stores, out, method, grid, settings=chosen, model=model, progress=progress, **options)
+        head, *rows = found.table()
+        emit(found.to_dict() | {"out": str(out)}, f"{table(head, rows, wide=0)}\n\n{out / 'sweep.md'}", as_json=json)
+        return
+    if model is not None:
+        raise typer.BadParameter("--model goes with --sweep; `atoms eval` measures steps after a fit")
+    config = make_config(method, chosen | {name: values[0] for name, values in grid.items()})
     with bars() as progress:
-        atoms, report = fit_store(store, out, config, hook=hook, holdout=holdout, progress=progress)
+        atoms, report = fit_store(stores, out, config, progress=progress, **options)
     value = report.to_dict() | {"out": str(out), "n_atoms": len(atoms)}
     emit(value, f"{out}: {len(atoms)} atoms at {atoms.hook}\n\n{metrics_table(value['metrics'])}", as_json=json)
+
+
+def encode(
+    folder: Folder,
+    store: Annotated[Path, typer.Argument(help="A store, NAME.gstore.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write, NAME.h5.")],
+    json: Json = False,
+) -> None:
+    """Sparse codes of every row of a store, as CSR in HDF5."""
+    from gradatoms.dictionary.fit import encode_to
+    from gradatoms.dictionary.io import load_atoms
+
+    with bars() as progress:
+        value = encode_to(load_atoms(folder), store, out, progress=progress)
+    emit(value, f"{out}: {value['rows']} rows, {value['l0']:.2f} atoms a row", as_json=json)
+
+
+def push(
+    folder: Folder,
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub, or a local folder.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    json: Json = False,
+) -> None:
+    """Upload atoms: only what the format names, without local paths."""
+    from gradatoms.dictionary.hub import push as upload
+
+    where = upload(folder, repo, private=not public, revision=revision)
+    emit({"out": where}, where, as_json=json)
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub, or a local folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write, NAME.atoms.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    json: Json = False,
+) -> None:
+    """Download atoms that somebody pushed."""
+    from gradatoms.dictionary.hub import pull as download
+
+    where = download(repo, out, revision=revision)
+    emit({"out": str(where)}, str(where), as_json=json)
+
+
+def export(
+    folder: Folder,
+    form: Annotated[str, typer.Argument(help="saelens.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
+    doubled: Annotated[bool, typer.Option("--doubled", help="Signed codes as a TopK of twice the atoms.")] = False,
+    distil: Annotated[
+        Path | None, typer.Option(help="A store: learn an encoder for codes that SAELens cannot compute.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Atoms for other tools."""
+    from gradatoms.dictionary.interop import export_folder
+
+    value = export_folder(folder, form, out, doubled=doubled, distil=distil)
+    emit(value, f"{out}: {value['note']}", as_json=json)
 
 
 def evaluate(

@@ -38,6 +38,7 @@ for name, command in (
     store_app.command(name)(command)
 app.command("fit")(dictionary.fit)
 app.command("eval")(dictionary.evaluate)
+app.command("encode")(dictionary.encode)
 app.command("label")(words.label)
 app.command("ls")(dictionary.ls)
 app.command("show")(dictionary.show)
@@ -47,6 +48,9 @@ app.add_typer(projector_app, name="projector")
 projector_app.command("train")(words.projector_train)
 projector_app.command("eval")(words.projector_eval)
 app.command("steer")(words.steer)
+app.command("export")(dictionary.export)
+app.command("push")(dictionary.push)
+app.command("pull")(dictionary.pull)
 
 
 def main() -> None:

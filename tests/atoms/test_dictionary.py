@@ -16,11 +16,13 @@ from scipy.sparse import csr_array
 from sklearn.decomposition import sparse_encode
 
 from gradatoms.dictionary.base import Atoms, FitConfig
-from gradatoms.dictionary.coding import leading, nn_lasso, top_k, top_rows
+from gradatoms.dictionary.coding import LassoCoder, TopKCoder, leading, nn_lasso, top_k, top_rows
+from gradatoms.dictionary.fit import fit
 from gradatoms.dictionary.io import load_atoms, load_codes, save_atoms, save_codes
-from gradatoms.dictionary.online import LassoCoder, OnlineConfig, fit_online
+from gradatoms.dictionary.online import OnlineConfig
 from gradatoms.dictionary.pushes import Pushes
-from gradatoms.dictionary.sae import TopKCoder, TopKConfig, fit_topk
+from gradatoms.dictionary.topk import TopKConfig
+from gradatoms.dictionary.training import train
 from gradatoms.errors import AtomsFormatError, ConfigError
 from gradatoms_store import ExampleRecord, GradientBlock, HookSpec, Store, StoreHeader, StoreWriter, open_store
 
@@ -47,12 +49,12 @@ def planted() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def online(planted: tuple[np.ndarray, np.ndarray]) -> Atoms:
-    return fit_online(Pushes(planted[1], hook=HOOK), ONLINE)
+    return train(Pushes(planted[1], hook=HOOK), ONLINE)
 
 
 @pytest.fixture(scope="module")
 def topk(planted: tuple[np.ndarray, np.ndarray]) -> Atoms:
-    return fit_topk(Pushes(planted[1], hook=HOOK), TOPK)
+    return train(Pushes(planted[1], hook=HOOK), TOPK)
 
 
 @pytest.fixture(params=["online", "topk"])
@@ -190,32 +192,29 @@ def test_topk_keeps_at_most_k(topk: Atoms, planted: tuple[np.ndarray, np.ndarray
     assert np.diff(topk.encode(planted[1]).indptr).max() <= TOPK.k
 
 
-@pytest.mark.parametrize("fit, config", [(fit_online, ONLINE), (fit_topk, TOPK)], ids=["online", "topk"])
+@pytest.mark.parametrize("config", [ONLINE, TOPK], ids=["online", "topk"])
 def test_the_same_seed_gives_the_same_bytes(
-    fit: Callable[..., Atoms], config: Any, planted: tuple[np.ndarray, np.ndarray], tmp_path: Path
+    config: Any, planted: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
     pushes, short = Pushes(planted[1][:400]), type(config).from_dict(config.to_dict() | {"epochs": 2})
     for name, settings in (("a", short), ("b", short), ("c", type(config).from_dict(short.to_dict() | {"seed": 1}))):
         torch.rand(3)  # whatever the global generators did before must not matter
-        save_atoms(fit(pushes, settings), tmp_path / name)
+        save_atoms(train(pushes, settings), tmp_path / name)
     a, b, c = ((tmp_path / name / "sae_weights.safetensors").read_bytes() for name in "abc")
     assert a == b != c
 
 
 def test_more_atoms_than_rows(planted: tuple[np.ndarray, np.ndarray]) -> None:
     few = Pushes(planted[1][:6])
-    for fit, config in (
-        (fit_online, OnlineConfig(n_atoms=12, epochs=2)),
-        (fit_topk, TopKConfig(n_atoms=12, k=2, epochs=3)),
-    ):
-        found = fit(few, config)
+    for config in (OnlineConfig(n_atoms=12, epochs=2), TopKConfig(n_atoms=12, k=2, epochs=3)):
+        found = train(few, config)
         assert found.W_dec.shape == (12, D) and np.isfinite(found.W_dec).all()
 
 
 def test_progress_ends_at_its_total(planted: tuple[np.ndarray, np.ndarray]) -> None:
-    for fit, config in ((fit_online, ONLINE), (fit_topk, TOPK)):
+    for config in (ONLINE, TOPK):
         calls: list[tuple[int, int]] = []
-        fit(Pushes(planted[1][:300]), config, progress=lambda _s, done, total, calls=calls: calls.append((done, total)))
+        fit(planted[1][:300], config, progress=lambda _s, done, total, calls=calls: calls.append((done, total)))
         assert calls[-1][0] == calls[-1][1] > 0
 
 
@@ -245,7 +244,7 @@ def test_top_k_keeps_the_largest_and_clips_negatives() -> None:
 def test_nn_lasso_has_the_lasso_support_and_the_least_squares_weights() -> None:
     rng = np.random.default_rng(0)
     W, x = unit(rng.standard_normal((20, 16))), unit(rng.standard_normal((30, 16)))
-    codes = nn_lasso(x, W, 0.15).toarray()
+    codes = nn_lasso(x, W, 0.15, refit=True).toarray()
     lasso = sparse_encode(
         x.astype(np.float64), W.astype(np.float64), algorithm="lasso_cd", alpha=0.15, positive=True, max_iter=2000
     )
@@ -342,8 +341,8 @@ def edit_json(path: Path, **changes: Any) -> None:
         lambda folder: cut(folder / "sae_weights.safetensors"),
         lambda folder: cut(folder / "cfg.json"),
         lambda folder: (folder / "config.yaml").write_text(""),
-        lambda folder: (folder / "config.yaml").write_text("format_version: 1\n  a: [\n"),
-        lambda folder: edit_json(folder / "cfg.json", architecture="jumprelu"),
+        lambda folder: (folder / "config.yaml").write_text("format_version: 2\n  a: [\n"),
+        lambda folder: edit_json(folder / "cfg.json", architecture="transcoder"),
     ],
     ids=["no config", "no cfg", "no weights", "cut weights", "cut cfg", "empty config", "bad yaml", "architecture"],
 )
@@ -360,7 +359,7 @@ def test_no_folder_and_a_newer_version_are_refused(topk: Atoms, tmp_path: Path) 
         load_atoms(tmp_path / "none.atoms")
     save_atoms(topk, tmp_path / "a.atoms")
     config = tmp_path / "a.atoms" / "config.yaml"
-    config.write_text(config.read_text().replace("format_version: 1", "format_version: 2"))
+    config.write_text(config.read_text().replace("format_version: 2", "format_version: 3"))
     with pytest.raises(AtomsFormatError, match="upgrade"):
         load_atoms(tmp_path / "a.atoms")
 

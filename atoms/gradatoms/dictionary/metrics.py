@@ -2,25 +2,25 @@
 
 Nulls. ``flipped``: the held-out rows, centred, with the signs of their coordinates flipped at random a row; norms and
 magnitudes stay, structure goes. ``random sets``: as many random held-out rows as an atom has top examples. ``random
-direction``: a step of the same length along a Gaussian direction.
+direction``: a step of the same length along a Gaussian direction. What makes an atom real is in ``stability.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.coding import Codes, top_rows
-from gradatoms.dictionary.pushes import Pushes
-from gradatoms.errors import ConfigError, ModelMismatchError
-from gradatoms.gradients.sequences import TokenSequence, tokenize
-from gradatoms.gradients.task import examples_of
-from gradatoms.lookahead import stepped_objective
+from gradatoms.dictionary.concepts import concept_metrics, mean
+from gradatoms.dictionary.pushes import Pushes, example_mask, held_out_mask
+from gradatoms.dictionary.stability import RANDOM_QUANTILE, Stability, verdict
+from gradatoms.dictionary.steps import step_metrics, unit
+from gradatoms.errors import ConfigError
 from gradatoms.metric import Metric
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress, silent
@@ -30,8 +30,8 @@ TOP = 20
 """Top examples of an atom that coherence and purity look at."""
 LEAST = 5
 """Atoms with fewer active held-out rows are not scored."""
-ETA = 0.1
-"""Length of a gradient step, in units of ‖h‖."""
+DUPLICATE = 0.95
+"""Cosine above which two atoms are one."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,16 @@ class AtomScore:
     density: float
     """Share of held-out rows it is active on."""
     coherence: float | None
-    """Mean pairwise cosine of the gradients of its top held-out rows; None with fewer than ``LEAST``."""
+    """Mean pairwise cosine of the gradients of its top held-out rows; None with fewer than ``LEAST``. Of the rows with
+    positive weight; where codes are signed, of the sign with more rows."""
     stability: float | None
-    """Cosine with the closest atom of a dictionary fitted with another seed; None if no other was fitted."""
+    """How well other fits find it again; None if there are none."""
     verdict: str
-    """``real``, ``weak`` or ``noise``; see ``verdict``."""
+    """``real``, ``weak`` or ``noise``; see ``stability.py``."""
+    coherence_negative: float | None = None
+    """The same over its rows of the other sign, where codes are signed."""
+    duplicate_of: int | None = None
+    """An atom before it with a cosine above ``DUPLICATE``."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +60,14 @@ class Evaluation:
 
     metrics: dict[str, Metric]
     atoms: list[AtomScore]
+    histogram: dict[str, list[float]] = field(default_factory=dict)
+    """``edges`` of log10 density, and how many atoms are in each bin; atoms without a row are in the first."""
+    stability: Stability | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"metrics": {k: m.to_dict() for k, m in self.metrics.items()}, "atoms": [asdict(a) for a in self.atoms]}
-
-
-def held_out_mask(store: Store, fraction: float, seed: int) -> Bool[np.ndarray, " N"]:
-    """Which rows of ``store`` lie on the held-out side of the split; a hash of the example decides."""
-    by_example = np.asarray([e.held_out(fraction, seed) for e in examples_of(store)], dtype=bool)
-    ids = np.asarray([r.id for r in store.examples])
-    return np.asarray(by_example[np.searchsorted(ids, store.rows["example"])], dtype=bool)
+        value: dict[str, Any] = {"metrics": {k: m.to_dict() for k, m in self.metrics.items()}}
+        value |= {"atoms": [asdict(a) for a in self.atoms], "density_histogram": self.histogram}
+        return value | ({} if self.stability is None else {"stability": self.stability.to_dict()})
 
 
 def evaluate(
@@ -72,7 +75,7 @@ def evaluate(
     store: Store,
     *,
     loaded: LoadedModel | None = None,
-    other: Atoms | None = None,
+    stability: Stability | None = None,
     max_rows: int = 20_000,
     step_rows: int = 200,
     seed: int = 0,
@@ -81,10 +84,10 @@ def evaluate(
     """Measure ``atoms`` on the held-out rows of ``store``.
 
     Args:
-        loaded: the model, for ``step_recovered``; without it that metric is left out.
-        other: a dictionary of another seed, for ``stability`` and ``real_share``.
+        loaded: the model, for ``step_recovered`` and ``step_kl``; without it they are left out.
+        stability: how well other fits find the atoms, for ``stability``, ``real_share`` and the verdicts.
         max_rows: held-out rows at most, chosen by seed; bounds memory.
-        step_rows: rows at most for ``step_recovered``.
+        step_rows: rows at most that steps are taken on.
 
     Raises:
         ConfigError: the store has no held-out row.
@@ -99,156 +102,171 @@ def evaluate(
         )
     if len(rows) > max_rows:
         rows = np.sort(rng.choice(rows, max_rows, replace=False))
-    pushes = Pushes(store, hook=atoms.hook, rows=rows)
+    pushes = Pushes(store, hook=hook_in(store, atoms), rows=rows)
     rows, P = pushes.rows, pushes.all()
     X = atoms.center(P)
     codes = atoms.coder.encode(X)
     flipped = (X * rng.choice(np.asarray([-1.0, 1.0], np.float32), X.shape)).astype(np.float32)
     null_codes = atoms.coder.encode(flipped)
-    concepts = _concepts(store, rows)
-    found: dict[str, Metric] = {}
     n = len(rows)
-    found["l0"] = Metric(
-        value=codes.nnz / n, null=null_codes.nnz / n, unit="atoms/row", better="lower", n=n, note="null: flipped rows"
-    )
-    found["fvu"] = Metric(
-        value=_fvu(X, codes, atoms), null=_fvu(flipped, null_codes, atoms), unit="share", better="lower", n=n,
-        note="share of the centred pushes' variance left unexplained; null: flipped rows",
-    )  # fmt: skip
-    found["dead_share"] = Metric(
-        value=_dead(codes), null=_dead(null_codes), unit="share", better="lower", n=len(atoms),
-        note="atoms that no held-out row uses; null: flipped rows",
-    )  # fmt: skip
-    tops = [top_rows(codes.tocsc(), a, TOP) for a in range(len(atoms))]
-    coherences = [_coherence(P[t]) if len(t) >= LEAST else None for t in tops]
-    sizes = [len(t) for t in tops if len(t) >= LEAST]
-    random_sets = [rng.choice(n, size, replace=False) for size in sizes for _ in range(5)]
+    found = _reconstruction(atoms, X, codes, flipped, null_codes)
+    found |= _use(atoms, store, codes, null_codes, rng)
+    tops = _tops(codes)
+    scores = [[_coherence(P[t]) if len(t) >= LEAST else None for t in sides] for sides in tops]
+    enough = [t for sides in tops for t in sides if len(t) >= LEAST]
+    random_sets = [rng.choice(n, len(t), replace=False) for t in enough for _ in range(5)]
     random_coherences = [_coherence(P[s]) for s in random_sets]
-    scored = [c for c in coherences if c is not None]
+    main = [_main(sides) for sides in scores]
+    scored = [c for c in main if c is not None]
     found["coherence"] = Metric(
-        value=_mean(scored), null=_mean(random_coherences), unit="cosine", better="higher", n=len(scored),
+        value=mean(scored), null=mean(random_coherences), unit="cosine", better="higher", n=len(scored),
         note=f"atoms with at least {LEAST} active held-out rows; null: random sets",
     )  # fmt: skip
+    concepts = _concepts(store, rows)
     if concepts is not None:
-        purities = [_purity(concepts[t]) for t in tops if len(t) >= LEAST]
-        found["concept_purity"] = Metric(
-            value=_mean([p >= 0.8 for p in purities]), null=_mean([_purity(concepts[s]) >= 0.8 for s in random_sets]),
-            unit="share of atoms", better="higher", n=len(purities),
-            note="top 20 active held-out rows at least 80 % of one concept; concepts are used for scoring only; null: random sets",
-        )  # fmt: skip
-    stability = None
-    if other is not None:
-        stability = np.asarray((atoms.W_dec @ other.W_dec.T).max(axis=1))
-        signs = rng.choice(np.asarray([-1.0, 1.0], np.float32), other.W_dec.shape)
-        found["stability"] = Metric(
-            value=float(stability.mean()), null=float((atoms.W_dec @ (other.W_dec * signs).T).max(axis=1).mean()),
-            unit="cosine", better="higher", n=len(atoms),
-            note="best match in a dictionary of another seed; null: that dictionary with coordinates' signs flipped",
-        )  # fmt: skip
-    bar = float(np.quantile(random_coherences, 0.95)) if random_coherences else 1.0
+        half = example_mask(store, lambda e: e.held_out(0.5, split["seed"] + 1))[rows]
+        found |= concept_metrics(codes, concepts, half, enough, random_sets, rng)
+    bar = float(np.quantile(random_coherences, RANDOM_QUANTILE)) if random_coherences else 1.0
+    bars = None if stability is None else stability.bars
     density = np.diff(codes.tocsc().indptr) / n
-    scores = [
+    twins = duplicates(atoms.W_dec)
+    report = [
         AtomScore(
-            a,
-            float(density[a]),
-            coherences[a],
-            None if stability is None else float(stability[a]),
-            verdict(coherences[a], None if stability is None else float(stability[a]), bar),
+            a, float(density[a]), main[a], s, verdict(main[a], s, bars, bar),
+            scores[a][1] if atoms.coder.signed else None, twins.get(a),
         )
-        for a in range(len(atoms))
-    ]
-    if other is not None:
-        null_real = _mean([c > bar for c in random_coherences]) * float(
-            ((atoms.W_dec @ (other.W_dec * signs).T).max(axis=1) >= STABLE).mean()
-        )
-        found["real_share"] = Metric(
-            value=_mean([s.verdict == "real" for s in scores]), null=null_real, unit="share of atoms", better="higher", n=len(atoms),
-            note="stable over seeds and coherent on held-out rows; null: random sets and flipped atoms",
-        )  # fmt: skip
+        for a, s in enumerate([None] * len(atoms) if stability is None else [float(s) for s in stability.atoms])
+    ]  # fmt: skip
+    if stability is not None:
+        found |= _reality(stability, report, random_coherences, bar)
     if loaded is not None and not store.header.objective.startswith("kl:"):  # the second model is not at hand
-        found["step_recovered"] = step_recovered(
-            atoms, store, loaded, rows, P, codes, most=step_rows, seed=seed, progress=progress
-        )
-    return Evaluation(found, scores)
+        found |= step_metrics(atoms, store, loaded, rows, P, codes, most=step_rows, seed=seed, progress=progress)
+    return Evaluation(found, report, _histogram(density, n), stability)
 
 
-STABLE = 0.7
+def coherences(atoms: Atoms, P: Float[np.ndarray, "N D"]) -> list[float | None]:
+    """The coherence of each atom over its top rows among unit pushes ``P``; None with fewer than ``LEAST``."""
+    tops = _tops(atoms.encode(P))
+    return [_main([_coherence(unit(P[t])) if len(t) >= LEAST else None for t in sides]) for sides in tops]
 
 
-def verdict(coherence: float | None, stability: float | None, bar: float) -> str:
-    """``real``: coherent and stable; ``weak``: one of the two; ``noise``: neither.
+def hook_in(store: Store, atoms: Atoms) -> str:
+    """The hook of ``atoms`` in ``store``; for a dictionary from elsewhere, the only one of its width.
 
-    Coherent: above the 95th percentile ``bar`` of random sets of rows. Stable: a cosine of at least 0.7 with an atom of
-    another seed's dictionary. Without another dictionary a coherent atom is ``weak``.
+    Raises:
+        ConfigError: no such hook, or several.
     """
-    passed = (coherence is not None and coherence > bar) + (stability is not None and stability >= STABLE)
-    return ("noise", "weak", "real")[passed]
-
-
-def step_recovered(
-    atoms: Atoms,
-    store: Store,
-    loaded: LoadedModel,
-    rows: Int[np.ndarray, " N"],
-    P: Float[np.ndarray, "N D"],
-    codes: Codes,
-    *,
-    most: int,
-    seed: int,
-    progress: Progress = silent,
-) -> Metric:
-    """How much of a real gradient step's gain its reconstruction keeps.
-
-    (J(h) − J(h + η‖h‖ p̂)) / (J(h) − J(h + η‖h‖ p)), each J averaged over rows, p̂ = decode(codes)/‖·‖, η = 0.1.
-    The null is a random direction; ``note`` gives the mean push as well.
-    """
-    if not loaded.fingerprint.same_weights(store.header.model):
-        raise ModelMismatchError(
-            f"expected the model of the store ({store.header.model.get('name')}, {store.header.model.get('sha')}), got "
-            f"{loaded.fingerprint.name} ({loaded.fingerprint.sha}); load that model"
+    if atoms.hook in store.hooks:
+        return atoms.hook
+    hooks = [name for name in store.hooks if store.header.hook(name).d == atoms.W_dec.shape[1]]
+    if atoms.config.get("kind") != "foreign" or len(hooks) != 1:
+        raise ConfigError(
+            f"expected {store.path} to hold {atoms.hook} of width {atoms.W_dec.shape[1]}, got {', '.join(store.hooks)}; "
+            "harvest that hook"
         )
-    rng = np.random.default_rng(seed)
-    chosen = np.arange(len(rows)) if len(rows) <= most else np.sort(rng.choice(len(rows), most, replace=False))
-    branches, owner = _branches(store, loaded, rows[chosen])
-    decoded = atoms.decode(codes[chosen])
-    noise = rng.standard_normal((len(chosen), P.shape[1])).astype(np.float32)
-    mean = np.broadcast_to(atoms.b_dec, noise.shape)
-    steps = np.stack([_unit(v) for v in (P[chosen], decoded, noise, mean)], axis=1)[owner]
-    J = stepped_objective(loaded, loaded.hook(atoms.hook), branches, steps, eta=ETA, progress=progress)
-    gain = J[:, :1] - J[:, 1:]
-    full, kept, random, mean_push = gain.sum(axis=0) / len(chosen)
-    unit = "logits" if store.header.objective == "logit" else "nats"
-    return Metric(
-        value=float(kept / full),
-        null=float(random / full),
-        unit="share of the step's gain",
-        better="higher",
-        n=len(chosen),
-        note=f"step of {ETA}·‖h‖ gains {full:.2f} {unit}; null: random direction; the mean push alone keeps {mean_push / full:.2f}",
-    )
+    return hooks[0]
 
 
-def _branches(
-    store: Store, loaded: LoadedModel, rows: Int[np.ndarray, " N"]
-) -> tuple[list[tuple[TokenSequence, int]], Int[np.ndarray, " B"]]:
-    """The token sequences in which each row's position is stepped, and which row each belongs to."""
-    ids = [r.id for r in store.examples]
-    place = {id_: i for i, id_ in enumerate(ids)}
-    examples = examples_of(store)
-    wanted = [examples[place[int(e)]] for e in store.rows["example"][rows]]
-    sequences = tokenize(loaded, wanted, objective=store.header.objective, positions=store.header.positions)
-    branches, owner = [], []
-    for i, (row, found) in enumerate(zip(rows, sequences, strict=True)):
-        position = int(store.rows["position"][row])
-        for sequence in found:
-            if position in sequence.rows:
-                branches.append((sequence, position))
-                owner.append(i)
-    return branches, np.asarray(owner)
+def duplicates(W_dec: Float[np.ndarray, "K D"]) -> dict[int, int]:
+    """Atoms that point where one before them does (cosine above ``DUPLICATE``), and the first such one."""
+    found: dict[int, int] = {}
+    for start in range(0, len(W_dec), 2048):
+        close = np.argwhere(W_dec[start : start + 2048] @ W_dec.T > DUPLICATE)
+        for row, other in close.tolist():
+            if other < start + row:
+                found.setdefault(start + row, other)
+    return found
+
+
+def _reconstruction(
+    atoms: Atoms, X: np.ndarray, codes: Codes, flipped: np.ndarray, null_codes: Codes
+) -> dict[str, Metric]:
+    n = len(X)
+
+    def cosine(rows: np.ndarray, c: Codes) -> float:
+        decoded = atoms.decode(c)
+        return float(np.einsum("nd,nd->n", unit(rows + atoms.b_dec), unit(decoded)).mean())
+
+    return {
+        "l0": Metric(
+            value=codes.nnz / n, null=null_codes.nnz / n, unit="atoms/row", better="lower", n=n, note="null: flipped rows"
+        ),
+        "fvu": Metric(
+            value=_fvu(X, codes, atoms), null=_fvu(flipped, null_codes, atoms), unit="share", better="lower", n=n,
+            note="share of the centred pushes' variance left unexplained; null: flipped rows",
+        ),
+        "cosine": Metric(
+            value=cosine(X, codes), null=cosine(flipped, null_codes), unit="cosine", better="higher", n=n,
+            note="of a push with its reconstruction; null: flipped rows",
+        ),
+    }  # fmt: skip
+
+
+def _use(atoms: Atoms, store: Store, codes: Codes, null_codes: Codes, rng: np.random.Generator) -> dict[str, Metric]:
+    used = np.diff(codes.tocsc().indptr) > 0
+    n = len(used)
+    for batch in store.batches(hook_in(store, atoms), 8192, fields=()):
+        if used.all():
+            break
+        used[np.unique(atoms.encode(-batch.gradients).indices)] = True
+    flipped = atoms.W_dec * rng.choice(np.asarray([-1.0, 1.0], np.float32), atoms.W_dec.shape)
+    return {
+        "dead_share": Metric(
+            value=float((~used).mean()), null=float((np.diff(null_codes.tocsc().indptr) == 0).mean()),
+            unit="share", better="lower", n=n,
+            note="atoms that no row of the store uses; null: that no flipped held-out row uses",
+        ),
+        "duplicate_share": Metric(
+            value=len(duplicates(atoms.W_dec)) / n, null=len(duplicates(flipped)) / n, unit="share", better="lower", n=n,
+            note=f"atoms with a cosine above {DUPLICATE} with one before; null: their coordinates' signs flipped",
+        ),
+    }  # fmt: skip
+
+
+def _reality(
+    stability: Stability, report: Sequence[AtomScore], random_coherences: Sequence[float], bar: float
+) -> dict[str, Metric]:
+    bars = stability.bars
+    # a null atom is real if it passes both bars, each set at a quantile of what is not real
+    null_real = (1 - 0.99) * mean([c > max(bar, bars.coherence) for c in random_coherences])
+    return {
+        "stability": Metric(
+            value=float(stability.atoms.mean()), null=bars.null_stability, unit="cosine", better="higher",
+            n=len(stability.atoms),
+            note=f"how well other fits find an atom: least of another seed ({stability.seed:.2f}) and of halves of the rows "
+            f"({stability.halves:.2f}); null: the same fits on rows with coordinates shuffled and signs flipped",
+        ),
+        "real_share": Metric(
+            value=mean([s.verdict == "real" for s in report]), null=null_real, unit="share of atoms", better="higher",
+            n=len(report),
+            note=f"stability above {bars.stability:.2f} and coherence above {max(bar, bars.coherence):.2f}; null: chance of noise to pass both",
+        ),
+    }  # fmt: skip
+
+
+def _tops(codes: Codes) -> list[list[Int[np.ndarray, " _"]]]:
+    """Top rows of each atom with positive weight, and with negative; the larger set first."""
+    columns = codes.tocsc()
+    signed = bool((codes.data < 0).any())
+    sides = [
+        [top_rows(columns, a, TOP), *([top_rows(columns, a, TOP, sign=-1)] if signed else [])]
+        for a in range(codes.shape[1])
+    ]
+    return [sorted(pair, key=len, reverse=True) for pair in sides]
+
+
+def _main(sides: Sequence[float | None]) -> float | None:
+    return sides[0]
+
+
+def _histogram(density: Float[np.ndarray, " K"], n: int) -> dict[str, list[float]]:
+    edges = np.linspace(np.floor(np.log10(1 / n)), 0, 25)
+    counts = np.histogram(np.log10(np.maximum(density, 10 ** edges[0])), bins=edges)[0]
+    return {"edges": [float(e) for e in edges], "counts": [float(c) for c in counts]}
 
 
 def _concepts(store: Store, rows: Int[np.ndarray, " N"]) -> np.ndarray | None:
-    by_id = {r.id: r.concept for r in store.examples}
+    by_id = {r.id: r.concept for r in store.iter_examples()}
     concepts = [by_id[int(e)] for e in store.rows["example"][rows]]
     return None if any(c is None for c in concepts) else np.asarray(concepts)
 
@@ -257,22 +275,6 @@ def _fvu(X: np.ndarray, codes: Codes, atoms: Atoms) -> float:
     return float(((X - codes @ atoms.W_dec) ** 2).sum() / (X**2).sum())
 
 
-def _dead(codes: Codes) -> float:
-    return float((np.diff(codes.tocsc().indptr) == 0).mean())
-
-
 def _coherence(unit_rows: np.ndarray) -> float:
     n = len(unit_rows)
     return float(((unit_rows.sum(axis=0) ** 2).sum() - n) / (n * (n - 1)))
-
-
-def _purity(concepts: np.ndarray) -> float:
-    return float(np.unique(concepts, return_counts=True)[1].max() / len(concepts))
-
-
-def _mean(values: Sequence[float | bool]) -> float:
-    return float(np.mean(values)) if len(values) else 0.0
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), dtype=np.float32)

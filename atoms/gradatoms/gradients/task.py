@@ -222,10 +222,12 @@ def record_of(number: int, example: Example) -> ExampleRecord:
 
 def examples_of(store: Store) -> list[Example]:
     """The examples of a store, in the order of their ids."""
-    found = []
-    for record in store.examples:
-        meta = json.loads(record.meta)
-        extras = meta.pop(RESERVED, {})
-        fields = {"prompt": record.prompt, "target": record.target, "foil": record.foil, "concept": record.concept}
-        found.append(Example.with_extras(extras, **fields, meta=meta))
-    return found
+    return [example_of(record) for record in store.examples]
+
+
+def example_of(record: ExampleRecord) -> Example:
+    """The example that a record of a store holds."""
+    meta = json.loads(record.meta)
+    extras = meta.pop(RESERVED, {})
+    fields = {"prompt": record.prompt, "target": record.target, "foil": record.foil, "concept": record.concept}
+    return Example.with_extras(extras, **fields, meta=meta)

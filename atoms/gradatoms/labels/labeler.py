@@ -11,7 +11,7 @@ import numpy as np
 
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.io import load_codes
-from gradatoms.dictionary.metrics import held_out_mask
+from gradatoms.dictionary.pushes import held_out_mask
 from gradatoms.dictionary.provenance import folder_of, require_same_model, store_of
 from gradatoms.errors import AtomsFormatError
 from gradatoms.gradients.task import examples_of

@@ -18,7 +18,7 @@ import numpy as np
 
 from gradatoms.dictionary.coding import leading
 from gradatoms.dictionary.io import load_codes
-from gradatoms.dictionary.metrics import held_out_mask
+from gradatoms.dictionary.pushes import held_out_mask
 from gradatoms.dictionary.provenance import folder_of, store_of
 from gradatoms.dictionary.pushes import Pushes
 from gradatoms.errors import ConfigError
