@@ -20,8 +20,8 @@ from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.coding import leading, top_rows
 from gradatoms.dictionary.fit import evaluate_folder, fit_store
 from gradatoms.dictionary.io import load_atoms, load_codes, write_json
-from gradatoms.dictionary.pushes import held_out_mask
 from gradatoms.dictionary.online import OnlineConfig
+from gradatoms.dictionary.pushes import held_out_mask
 from gradatoms.errors import ConfigError
 from gradatoms.examples import Example, read_examples
 from gradatoms.gradients.harvest import harvest, is_complete

@@ -13,7 +13,9 @@ Folder = Annotated[Path, typer.Argument(help="An atoms folder, NAME.atoms.")]
 
 
 def fit(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="A store, NAME.gstore; several are read as one.")],
+    stores: Annotated[
+        list[Path], typer.Argument(metavar="STORE...", help="A store, NAME.gstore; several are read as one.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write, NAME.atoms.")],
     hook: Annotated[str | None, typer.Option(help="Which hook, where the store has several.")] = None,
     method: Annotated[
@@ -28,8 +30,12 @@ def fit(
     epochs: Annotated[int | None, typer.Option(help="Passes over the rows.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
     weight: Annotated[str | None, typer.Option(help="What a row counts for: none, loss, norm, concept.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Stop after so many passes without gain on rows kept aside.")] = None,
-    settings: Annotated[list[str], typer.Option("--set", help="NAME=VALUE, any other setting of the method; repeatable.")] = [],  # noqa: B006
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many passes without gain on rows kept aside.")
+    ] = None,
+    settings: Annotated[
+        list[str], typer.Option("--set", help="NAME=VALUE, any other setting of the method; repeatable.")
+    ] = [],  # noqa: B006
     holdout: Annotated[float, typer.Option(help="Share of examples kept for scoring.")] = 0.25,
     checks: Annotated[bool, typer.Option(help="Fit the comparisons that verdicts rest on.")] = True,
     log: Annotated[list[str], typer.Option(help="tensorboard or wandb, beside log.jsonl; repeatable.")] = [],  # noqa: B006
@@ -48,7 +54,7 @@ def fit(
     chosen = {name: value for name, value in plain.items() if value is not None} | parse_settings(method, settings)
     lists = {"n_atoms": n_atoms, "k": k, "alpha": alpha}
     grid = parse_grid(method, {name: text for name, text in lists.items() if text is not None}, several=sweep)
-    options = {"hook": hook, "holdout": holdout, "checks": checks, "log_to": log}
+    options: dict[str, Any] = {"hook": hook, "holdout": holdout, "checks": checks, "log_to": log}
     if sweep:
         from gradatoms.dictionary.sweep import sweep as run_sweep
 
@@ -119,7 +125,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Atoms for other tools."""
-    from gradatoms.dictionary.interop import export_folder
+    from gradatoms.dictionary.export import export_folder
 
     value = export_folder(folder, form, out, doubled=doubled, distil=distil)
     emit(value, f"{out}: {value['note']}", as_json=json)

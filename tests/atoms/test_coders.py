@@ -59,11 +59,6 @@ def planted(n: int, seed: int) -> np.ndarray:
 # Problems: rows X and atoms W, easy and hard
 
 
-def random(rng: np.random.Generator) -> tuple[int, int, np.ndarray]:
-    k, d = (int(n) for n in rng.integers(2, 40, size=2))
-    return k, d, rng.standard_normal((k, d))
-
-
 KINDS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "random": lambda rng: rng.standard_normal(tuple(rng.integers(2, 40, size=2))),
     "close": lambda rng: rng.standard_normal((1, 20)) + 0.3 * rng.standard_normal((30, 20)),
@@ -76,8 +71,10 @@ KINDS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "many in few": lambda rng: rng.standard_normal((60, 6)),
     "dependent": lambda rng: rng.standard_normal((30, 4)) @ rng.standard_normal((4, 16)),
     "signs": lambda rng: rng.integers(-1, 2, size=(40, 5)) + 1e-6,
-    "noisy copies": lambda rng: rng.standard_normal((3, 9))[rng.integers(3, size=40)]
-    + 10.0 ** rng.uniform(-4, -1) * rng.standard_normal((40, 9)),
+    "noisy copies": lambda rng: (
+        rng.standard_normal((3, 9))[rng.integers(3, size=40)]
+        + 10.0 ** rng.uniform(-4, -1) * rng.standard_normal((40, 9))
+    ),
 }
 
 
@@ -128,7 +125,12 @@ def test_lasso_is_scikit_learns(positive: bool) -> None:
     for X, W in problems("random", 5):
         C = (nn_lasso if positive else lasso)(X, W, 0.1).toarray()
         theirs = sparse_encode(
-            X.astype(np.float64), W.astype(np.float64), algorithm="lasso_cd", alpha=0.1, positive=positive, max_iter=20000
+            X.astype(np.float64),
+            W.astype(np.float64),
+            algorithm="lasso_cd",
+            alpha=0.1,
+            positive=positive,
+            max_iter=20000,
         )
         assert (objective(X, W, C, 0.1) - objective(X, W, theirs, 0.1)).max() < 1e-7
         np.testing.assert_allclose(C @ W, theirs @ W, atol=2e-3)  # their stopping rule is 1e-4
@@ -144,9 +146,10 @@ def test_unpenalised_weights_are_least_squares_on_the_chosen_atoms() -> None:
                 least = nnls(W[atoms].T.astype(np.float64), x)[1] if atoms.any() else np.linalg.norm(x)
                 assert np.linalg.norm(x - c @ W) == pytest.approx(least, abs=1e-6)
     X, W = next(problems("random"))
-    weights = nn_lasso(X, W, 0.2, refit=True).toarray()
-    for x, c, atoms in zip(X, weights, nn_lasso(X, W, 0.2).toarray() > 0, strict=True):
-        np.testing.assert_allclose(c[atoms], nnls(W[atoms].T.astype(np.float64), x.astype(np.float64))[0], atol=1e-5)
+    weights, chosen = nn_lasso(X, W, 0.2, refit=True).toarray(), nn_lasso(X, W, 0.2).toarray() > 0
+    for i in np.flatnonzero(chosen.any(axis=1)):
+        expected = nnls(W[chosen[i]].T.astype(np.float64), X[i].astype(np.float64))[0]
+        np.testing.assert_allclose(weights[i, chosen[i]], expected, atol=1e-5)
 
 
 # Pursuits
@@ -155,11 +158,11 @@ def test_unpenalised_weights_are_least_squares_on_the_chosen_atoms() -> None:
 @pytest.mark.parametrize("positive", [True, False], ids=["positive", "signed"])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("almost one", "noisy copies", "signs")])
 def test_pursuits_are_their_plain_forms(kind: str, positive: bool) -> None:
-    """The same atoms with the same weights; where two are the same or opposite (a tie), the same reconstruction."""
+    """The same atoms with the same weights; where rounding decides between atoms, the same reconstruction."""
     plain_omp = reference.nn_omp if positive else reference.omp
-    ties = kind in ("doubles", "opposites", "one coordinate")
     for X, W in problems(kind, 4):
-        for k in {1, 2, min(4, *W.shape), min(W.shape)} - {k for k in (2,) if min(W.shape) < 2}:
+        most = min(W.shape)
+        for k in {1, min(2, most), min(4, most), most}:
             for codes, plain in (
                 (omp(X, W, k, positive=positive), [plain_omp(x, W, k) for x in X]),
                 (
@@ -170,31 +173,32 @@ def test_pursuits_are_their_plain_forms(kind: str, positive: bool) -> None:
                 C, expected = codes.toarray(), np.stack(plain)
                 assert np.diff(codes.indptr).max() <= k and not C[3].any()
                 assert not positive or C.min() >= 0
-                if not ties:
+                if kind not in ("doubles", "opposites", "one coordinate", "dependent"):
                     np.testing.assert_array_equal(C != 0, expected != 0)
-                    if kind != "dependent":
-                        np.testing.assert_allclose(C, expected, atol=1e-3)
-                np.testing.assert_allclose(C @ W, expected @ W, atol=5e-6 if k < min(W.shape) else 3e-4)
+                    if k <= 4:
+                        np.testing.assert_allclose(C, expected, atol=1e-4)
+                np.testing.assert_allclose(C @ W, expected @ W, atol=1e-5 if k <= 4 else 2e-3)  # float32 Gram
 
 
 @pytest.mark.parametrize("positive", [True, False], ids=["positive", "signed"])
-def test_omp_explains_as_much_as_its_plain_form_with_atoms_that_are_almost_one(positive: bool) -> None:
-    """Cosines of 0.9996: rounding may decide which atom is next, and weights cancel."""
+@pytest.mark.parametrize("kind", ["almost one", "noisy copies", "signs"])
+def test_omp_explains_as_much_as_its_plain_form_where_atoms_are_almost_one(kind: str, positive: bool) -> None:
+    """Cosines of 0.9996 and more: rounding may decide which atom is next, and weights cancel."""
     plain = reference.nn_omp if positive else reference.omp
-    for kind in ("almost one", "noisy copies", "signs"):
-        for X, W in problems(kind, 6):
-            C = omp(X, W, 3 if W.shape[1] > 5 else 2, positive=positive).toarray()
-            k = 3 if W.shape[1] > 5 else 2
+    for X, W in problems(kind, 6):
+        for k in (1, 2, 3):
+            C = omp(X, W, k, positive=positive).toarray()
             for x, c in zip(X, C, strict=True):
-                assert np.linalg.norm(x - c @ W) < np.linalg.norm(x - plain(x, W, k) @ W) + 2e-3
+                assert np.linalg.norm(x - c @ W) < np.linalg.norm(x - plain(x, W, k) @ W) + 1e-4
 
 
-def test_pursuit_that_repeats_an_atom_lists_it_once() -> None:
-    W = unit(np.array([[1.0, 0.0], [0.9, 0.5]]))
-    codes = matching_pursuit(np.array([[0.3, 0.9]], np.float32), W, 9)
+def test_a_pursuit_that_takes_an_atom_again_lists_it_once() -> None:
+    W, x = unit(np.array([[1.0, 0.0], [0.9, 0.5]])), np.array([[0.3, 0.9]], np.float32)
+    codes = matching_pursuit(x, W, 9, positive=False)
     assert codes.nnz == 2
-    expected = reference.matching_pursuit(np.array([0.3, 0.9], np.float32), W, 9, positive=True)
-    np.testing.assert_allclose(codes.toarray()[0], expected, atol=1e-6)
+    np.testing.assert_allclose(
+        codes.toarray()[0], reference.matching_pursuit(x[0], W, 9, positive=False), atol=1e-6
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -239,7 +243,9 @@ def test_codes_are_sorted_and_belong_to_their_rows(coder: str, rows_and_atoms: t
     X, W = rows_and_atoms
     codes = CODERS[coder](X, W)
     assert codes.shape == (len(X), len(W)) and codes.data.dtype == np.float32 and codes.data.all()
-    assert all((np.diff(codes.indices[a:b]) > 0).all() for a, b in zip(codes.indptr[:-1], codes.indptr[1:], strict=True))
+    assert all(
+        (np.diff(codes.indices[a:b]) > 0).all() for a, b in zip(codes.indptr[:-1], codes.indptr[1:], strict=True)
+    )
     assert CODERS[coder](X[:0], W).shape == (0, len(W))
     assert CODERS[coder](np.zeros((3, 32), np.float32), W).nnz == 0
     order = np.random.default_rng(0).permutation(len(X))
@@ -404,11 +410,11 @@ def test_a_topk_step_is_saelens(dead_steps: int) -> None:
     dead = 0
     for start in range(0, len(X), batch):
         x = X[start : start + batch]
-        losses = theirs.step(torch.from_numpy(x) * np.sqrt(d)).losses
+        losses = {name: float(v.detach()) for name, v in theirs.step(torch.from_numpy(x) * np.sqrt(d)).losses.items()}
         theirs.n_training_steps += 1
         measured = ours.step(x)
-        assert measured["loss"] == pytest.approx(float(losses["mse_loss"]) / d, rel=1e-5)
-        assert measured["aux"] == pytest.approx(float(losses["auxiliary_reconstruction_loss"]) / d, rel=1e-5, abs=1e-9)
+        assert measured["loss"] == pytest.approx(losses["mse_loss"] / d, rel=1e-5)
+        assert measured["aux"] == pytest.approx(losses["auxiliary_reconstruction_loss"] / d, rel=1e-5, abs=1e-9)
         np.testing.assert_array_equal(ours.since.numpy(), theirs.n_forward_passes_since_fired.numpy())
         dead = max(dead, int(measured["dead"]))
     assert dead == 0 if dead_steps == 1000 else dead > k
@@ -424,7 +430,12 @@ def test_a_topk_solution_codes_as_saelens_does(tmp_path: Path) -> None:
         ours.step(planted(64, i))
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D, d_sae=N_ATOMS, k=3))
     with torch.no_grad():
-        for name, value in (("W_dec", ours.W_dec), ("W_enc", ours.W_enc.T), ("b_enc", ours.b_enc), ("b_dec", ours.b_dec)):
+        for name, value in (
+            ("W_dec", ours.W_dec),
+            ("W_enc", ours.W_enc.T),
+            ("b_enc", ours.b_enc),
+            ("b_dec", ours.b_dec),
+        ):
             getattr(sae, name).copy_(value)
     assert_codes_are_saelens(ours, sae, tmp_path)
 
@@ -525,6 +536,18 @@ def test_a_row_of_weight_two_is_two_rows(method: str) -> None:
         np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", SAES)
+def test_an_architecture_draws_rows_by_their_weight(method: str) -> None:
+    X, one = planted(30, 0), np.zeros(30, np.float32)
+    one[7] = 30
+    found = []
+    for rows, weights in ((X, one), (X[np.full(30, 7)], None)):
+        learner = SAES[method].learner(D, None, Reduce())
+        learner.step(rows, weights)
+        found.append(learner.solution().W_dec)
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize("method", [*CONFIGS, *SAES])
 def test_a_solution_has_unit_atoms_and_finite_codes(method: str) -> None:
     config = (CONFIGS | SAES)[method]
@@ -568,7 +591,9 @@ def assert_codes_are_saelens(learner: TopKLearner | SAELearner, sae: Any, folder
 @pytest.mark.parametrize("signed", [False, True], ids=["positive", "signed"])
 def test_full_passes_never_raise_the_objective(signed: bool) -> None:
     X = planted(400, 0)
-    learner = OnlineConfig(n_atoms=N_ATOMS, alpha=0.1, full=True, resample=False, signed=signed).learner(D, None, Reduce())
+    learner = OnlineConfig(n_atoms=N_ATOMS, alpha=0.1, full=True, resample=False, signed=signed).learner(
+        D, None, Reduce()
+    )
     learner.begin(X)
     seen = []
     for _ in range(15):
@@ -660,7 +685,9 @@ def test_kmeans_is_its_plain_form(weighted: bool) -> None:
     for _ in range(5):
         nearest = (unit(X) @ W.T).argmax(axis=1)
         cosine = (unit(X) @ W.T).max(axis=1)
-        loss = np.mean([learner.step(X[i : i + 50], w[i : i + 50] if weighted else None)["loss"] for i in range(0, 200, 50)])
+        loss = np.mean(
+            [learner.step(X[i : i + 50], w[i : i + 50] if weighted else None)["loss"] for i in range(0, 200, 50)]
+        )
         learner.end_epoch()
         assert loss == pytest.approx(((X**2).sum(axis=1) * (1 - np.maximum(cosine, 0) ** 2)).mean(), rel=1e-4)
         each = unit(X) * (w[:, None] if weighted else 1)

@@ -30,8 +30,9 @@ from gradatoms.dictionary.coding import (
     ThresholdCoder,
     TopKCoder,
 )
+from gradatoms.dictionary.export import export_saelens
 from gradatoms.dictionary.hub import pull, push
-from gradatoms.dictionary.interop import ScaledCoder, StepwisePursuitCoder, export_saelens, is_foreign
+from gradatoms.dictionary.interop import ScaledCoder, StepwisePursuitCoder, is_foreign
 from gradatoms.dictionary.io import load_atoms, save_atoms, save_codes
 from gradatoms.errors import AtomsFormatError, ConfigError, OutputExistsError
 
@@ -147,7 +148,7 @@ def agrees(atoms: Atoms, codes: np.ndarray, decoded: np.ndarray, W_dec: np.ndarr
         ("jumprelu", {}, ThresholdCoder),
         ("gated", {}, GatedCoder),
         ("matching_pursuit", {}, ScaledCoder),
-        ("matching_pursuit", {"max_iterations": 6, "residual_threshold": 0.5}, ScaledCoder),
+        ("matching_pursuit", {"max_iterations": 6, "residual_threshold": 1.6}, ScaledCoder),
         ("matching_pursuit", {"max_iterations": 6, "stop_on_duplicate_support": False}, ScaledCoder),
     ],
 )
@@ -466,7 +467,7 @@ def test_a_distilled_export_says_what_it_costs(coder: Coder, doubled: bool, tmp_
     assert distilled["rows_measured"] == len(unseen)
     tied = TopKCoder(W.T.copy(), np.zeros(K, np.float32), distilled["k"], coder.signed)
     plain = ((unseen - atoms.decode(tied.encode(atoms.center(unseen)))) ** 2).sum() / (atoms.center(unseen) ** 2).sum()
-    assert distilled["fvu_coder"] < distilled["fvu_distilled"] < 0.9 * plain
+    assert distilled["fvu_coder"] < distilled["fvu_distilled"] < 0.6 * plain
 
 
 def test_distilling_is_refused_where_it_makes_no_sense(tmp_path: Path) -> None:

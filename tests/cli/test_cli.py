@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
+from gradatoms.dictionary.io import load_codes
 from gradatoms_cli.main import app
 from gradatoms_store import open_store, store_info, verify_store
 
@@ -27,7 +29,7 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUTF8":
 MAIN = "from gradatoms_cli.main import main; main()"
 COMMANDS = [
     *"demo|harvest|store info|store verify|store view|store merge|store export|store import|fit|eval|label".split("|"),
-    *"ls|show|search|describe|projector train|projector eval|steer".split("|"),
+    *"ls|show|search|describe|projector train|projector eval|steer|encode|export|push|pull".split("|"),
 ]
 METRIC = {"value", "null", "unit", "better", "n"}
 ATOM = {"atom", "label", "verdict", "density", "coherence", "promoted", "demoted", "scores"}
@@ -186,6 +188,46 @@ def test_fit_topk(ran: Pipeline, tmp_path: Path) -> None:
     args = ("fit", ran.store, "-o", out, "--method", "topk", "--n-atoms", 6, "--k", 2, "--epochs", 2)
     assert_metrics(inside_json(*args), {"l0", "fvu"})
     assert len(inside_json("ls", out)["atoms"]) == 6
+
+
+def test_fit_of_several_stores_with_settings(ran: Pipeline, tmp_path: Path) -> None:
+    args = ("fit", ran.store, "-o", tmp_path / "k.atoms", "--method", "kmeans", "--n-atoms", 4, "--no-checks")
+    value = inside_json(*args, "--set", "batch_size=32", "--patience", 2, "--weight", "norm")
+    assert value["n_atoms"] == 4 and "real_share" not in value["metrics"]
+    assert {a["verdict"] for a in value["atoms"]} <= {"weak", "noise"}
+    config = yaml.safe_load((tmp_path / "k.atoms" / "config.yaml").read_text())["fit"]
+    assert (config["batch_size"], config["patience"], config["weight"]) == (32, 2, "norm")
+
+
+def test_sweep(ran: Pipeline, tmp_path: Path) -> None:
+    out = tmp_path / "grid"
+    args = ("fit", ran.store, "-o", out, "--sweep", "--n-atoms", "4,6", "--k", "1,2", "--epochs", 2, "--no-checks")
+    value = inside_json(*args)
+    assert value["varied"] == ["n_atoms", "k"] and len(value["rows"]) == 4
+    for row in value["rows"]:
+        assert_metrics(row, {"l0", "fvu", "step_recovered"})
+        assert Path(row["out"], "cfg.json").exists()
+    assert {p.name for p in out.iterdir() if p.is_file()} == {"sweep.json", "sweep.md", "sweep.png"}
+    before = {row["out"]: Path(row["out"], "cfg.json").stat().st_mtime_ns for row in value["rows"]}
+    table = inside(*args)  # a second call fits nothing again
+    assert "n_atoms" in table and "step_recovered" in table
+    assert before == {path: Path(path, "cfg.json").stat().st_mtime_ns for path in before}
+
+
+def test_encode(ran: Pipeline, tmp_path: Path) -> None:
+    value = inside_json("encode", ran.atoms, ran.store, "-o", tmp_path / "codes.h5")
+    assert value["rows"] == 96 and value["l0"] > 0
+    made, kept = (load_codes(path) for path in (tmp_path / "codes.h5", ran.atoms / "codes.h5"))
+    np.testing.assert_array_equal(made.toarray(), kept.toarray())
+
+
+def test_export_push_and_pull(ran: Pipeline, tmp_path: Path) -> None:
+    said = inside_json("export", ran.atoms, "saelens", "-o", tmp_path / "sae", "--distil", ran.store)
+    assert said["architecture"] == "topk" and 0 < said["distilled"]["fvu_coder"] < said["distilled"]["fvu_distilled"]
+    inside("push", ran.atoms, tmp_path / "shared")
+    inside("pull", tmp_path / "shared", "-o", tmp_path / "back.atoms")
+    assert [a["atom"] for a in inside_json("ls", tmp_path / "back.atoms")["atoms"]]
+    assert str(ran.folder) not in (tmp_path / "back.atoms" / "config.yaml").read_text()
 
 
 def test_label(ran: Pipeline) -> None:
@@ -377,12 +419,27 @@ def a_folder_that_is_no_store(ran: Pipeline, folder: Path) -> tuple[list[object]
 
 @refused
 def unknown_method(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
-    return ["fit", ran.store, "-o", "new.atoms", "--method", "kmeans"], ["online", "topk", "'kmeans'"]
+    return ["fit", ran.store, "-o", "new.atoms", "--method", "nmf"], ["online", "topk", "'nmf'"]
 
 
 @refused
 def setting_of_another_method(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
-    return ["fit", ran.store, "-o", "new.atoms", "--method", "online", "--k", 4], ["online", "k"]
+    return ["fit", ran.store, "-o", "new.atoms", "--method", "pca", "--alpha", 0.1], ["pca", "alpha"]
+
+
+@refused
+def several_values_without_a_sweep(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["fit", ran.store, "-o", "new.atoms", "--n-atoms", "4,8"], ["n_atoms", "--sweep"]
+
+
+@refused
+def a_setting_without_a_value(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["fit", ran.store, "-o", "new.atoms", "--set", "resample"], ["NAME=VALUE", "resample"]
+
+
+@refused
+def a_form_that_is_not_written(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["export", ran.atoms, "onnx", "-o", "new"], ["saelens", "'onnx'"]
 
 
 @refused
@@ -548,8 +605,9 @@ def test_a_harvest_that_is_told_to_stop_commits_and_goes_on(
     assert ours.n_rows == theirs.n_rows
     by_row = [np.lexsort((store.rows["position"], store.rows["example"])) for store in (ours, theirs)]
     one, other = (store.read(store.hooks[0], rows) for store, rows in zip((ours, theirs), by_row, strict=True))
-    np.testing.assert_array_equal(one.gradients, other.gradients)
-    np.testing.assert_array_equal(one.norms, other.norms)
+    # each of the two harvests has measured for itself which batches are fastest: equal but for rounding
+    np.testing.assert_allclose(one.gradients, other.gradients, atol=1e-3)
+    np.testing.assert_allclose(one.norms, other.norms, rtol=1e-5)
 
 
 def _claims(store: Path) -> list[str]:

@@ -107,7 +107,7 @@ class Learner(ABC):
             what was measured before the step, such as ``loss``, the mean squared error of a row.
         """
 
-    def end_epoch(self) -> None:
+    def end_epoch(self) -> None:  # noqa: B027  most methods have nothing to do
         """Called after every pass."""
 
     @abstractmethod

@@ -57,7 +57,9 @@ def lasso(X: Float[np.ndarray, "N D"], W_dec: Float[np.ndarray, "K D"], alpha: f
     return _penalised(X, W_dec, alpha, kernels.SIGNED)
 
 
-def nn_lasso(X: Float[np.ndarray, "N D"], W_dec: Float[np.ndarray, "K D"], alpha: float, *, refit: bool = False) -> Codes:
+def nn_lasso(
+    X: Float[np.ndarray, "N D"], W_dec: Float[np.ndarray, "K D"], alpha: float, *, refit: bool = False
+) -> Codes:
     """Non-negative lasso codes argmin_{c ≥ 0} ½‖x − cᵀW‖² + α Σ c, exactly, by an active set.
 
     Args:
@@ -82,7 +84,7 @@ def matching_pursuit(
     Args:
         steps: how often at most; an atom may be chosen again.
         positive: weights ≥ 0.
-        threshold: stop when ‖x − cᵀW‖ is below this.
+        threshold: after the first step, stop when ‖x − cᵀW‖ is below this.
 
     Source: Mallat and Zhang 1993.
     """

@@ -59,15 +59,20 @@ def concept_metrics(
     tested = [
         c for c in range(len(names)) if (number[half] == c).sum() >= LEAST and (number[~half] == c).sum() >= LEAST
     ]
+    halves = "on one half of the held-out rows and scored on the other; null: shuffled concepts"
     for name, score, note in (
-        ("concept_f1", _best_f1, "F1 of a concept's best atom, chosen with its threshold on one half of the held-out rows and scored on the other"),
-        ("probe_accuracy", _probe, f"balanced accuracy of a logistic probe on {PROBED} atoms a concept, chosen and fitted on one half of the held-out rows and scored on the other"),
-    ):  # fmt: skip
+        ("concept_f1", _best_f1, f"F1 of a concept's best atom, chosen with its threshold {halves}"),
+        (
+            "probe_accuracy",
+            _probe,
+            f"balanced accuracy of a logistic probe on {PROBED} atoms a concept, fitted {halves}",
+        ),
+    ):
         values = [score(codes, number == c, half) for c in tested]
         nulls = [score(codes, null_number == c, half) for c in tested]
         found[name] = Metric(
             value=mean(values) if values else None, null=mean(nulls) if nulls else None, unit="share", better="higher",
-            n=len(values), note=f"{note}; null: shuffled concepts",
+            n=len(values), note=note,
         )  # fmt: skip
     return found
 
@@ -115,7 +120,9 @@ def _probe(codes: Codes, is_concept: Bool[np.ndarray, " N"], half: Bool[np.ndarr
     chosen = np.argsort(-np.abs(difference), kind="stable")[:PROBED]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a probe that has not converged is still a probe
-        probe = LogisticRegression(class_weight="balanced", C=100.0, max_iter=200).fit(train[:, chosen].toarray(), truth)
+        probe = LogisticRegression(class_weight="balanced", C=100.0, max_iter=200).fit(
+            train[:, chosen].toarray(), truth
+        )
         said = probe.predict(codes[np.flatnonzero(~half)][:, chosen].toarray())
     return float(balanced_accuracy_score(is_concept[~half], said))
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, no_type_check
 
 import numpy as np
 from jaxtyping import Float
-from scipy.sparse import csr_array, issparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.preprocessing import normalize as unit_rows
 from sklearn.utils import check_array, check_random_state
@@ -30,7 +29,7 @@ from gradatoms.dictionary.training import train
 from gradatoms.errors import ConfigError
 
 
-class GradientDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class GradientDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """What the estimators share. A row x is explained as x ≈ ``mean_`` + Σ_a c_a · ``components_``[a] with few c_a ≠ 0.
 
     With ``normalize`` rows are brought to norm 1 first, and codes are of unit rows; a row of zeros has no direction, teaches
@@ -46,10 +45,14 @@ class GradientDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         n_iter_: passes over the rows; of ``fit`` only.
     """
 
+    n_atoms: int
+    normalize: bool
+    sparse_output: bool
+    random_state: Any
     _config: ClassVar[type[FitConfig]]
     _learner: Learner | None = None
 
-    def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Learn atoms from all rows; whatever was learned before is forgotten.
 
         Args:
@@ -64,13 +67,17 @@ class GradientDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         X, weights = self._usable(X, sample_weight, first=True)
         self._learner = None
         config = self._settings(X.shape[1])
+        if config.patience and not self.normalize:
+            raise ConfigError(
+                f"expected patience 0 with normalize=False, got {config.patience}; the rows kept aside would be normalised"
+            )
         records: list[dict[str, Any]] = []
         rows = _rows(X, weights, self.normalize)
         self._take(train(rows, config, log=records.append))
         self.n_iter_, self.n_steps_ = int(records[-1]["epoch"]), int(records[-1]["step"])
         return self
 
-    def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """One step on these rows, however many there are.
 
         The first call (also the first after ``fit``) begins a new dictionary from its rows. Later calls move the mean, as a
@@ -87,24 +94,25 @@ class GradientDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             ConfigError: a setting out of range, or a first batch without a row that is not zero.
             ValueError: as for ``fit``, or rows of another width than before.
         """
-        first = self._learner is None
-        X, weights = self._usable(X, sample_weight, first=first)
-        if first:
+        learner = self._learner
+        X, weights = self._usable(X, sample_weight, first=learner is None)
+        if learner is None:
             if not len(X):
                 raise ConfigError("expected rows that are not zero in the first batch, found none; begin with others")
             self._streamed = _streaming(self._settings(X.shape[1]))
-            self._learner = self._streamed.learner(X.shape[1], None, Reduce())
+            learner = self._streamed.learner(X.shape[1], None, Reduce())
             self._mean, self._weight, self.n_steps_ = np.zeros(X.shape[1]), 0.0, 0
         if len(X):
             w = np.ones(len(X)) if weights is None else weights.astype(np.float64)
-            before, total = self._weight, self._weight + w.sum()
-            shift = w @ (X - self._mean) / total
-            self._mean, self._weight = self._mean + shift, total
-            if first:
-                self._learner.begin(self._centred(X))
-            self._step(self._learner, X, weights, shift * np.sqrt(before))
+            before, self._weight = self._weight, self._weight + float(w.sum())
+            shift = w @ (X - self._mean) / self._weight
+            self._mean = self._mean + shift
+            if self._learner is None:
+                learner.begin(self._centred(X))
+                self._learner = learner
+            self._step(learner, X, weights, shift * np.sqrt(before))
             self.n_steps_ += 1
-        found = self._learner.solution()
+        found = learner.solution()
         bias = self._mean.astype(np.float32) + found.bias
         self._take(Atoms(found.W_dec, bias, found.coder, "array", {"fit": self._streamed.to_dict()}))
         return self
@@ -136,7 +144,7 @@ class GradientDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             raise ConfigError(
                 f"expected codes of {len(self.components_)} atoms, got {codes.shape[1]}; take codes of this estimator"
             )
-        return self.atoms_.decode(csr_array(codes) if issparse(codes) else codes)
+        return np.asarray(codes @ self.components_) + self.mean_
 
     @property
     def _n_features_out(self) -> int:
@@ -188,8 +196,9 @@ class GradientDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if self._learner is not None:
-            held, self._learner = self._learner, self._streamed.learner(len(self._mean), None, Reduce())
+        held: Any = self._learner
+        if held is not None:
+            self._learner = self._streamed.learner(len(self._mean), None, Reduce())
             self._learner.restore(held)
 
     def __sklearn_tags__(self) -> Any:
@@ -222,6 +231,7 @@ class OnlineDictionary(GradientDictionary):
 
     _config = OnlineConfig
 
+    @no_type_check  # a parameter is what it is until it is used
     def __init__(
         self,
         n_atoms: int = 512,
@@ -272,6 +282,7 @@ class TopKDictionary(GradientDictionary):
 
     _config = TopKConfig
 
+    @no_type_check  # a parameter is what it is until it is used
     def __init__(
         self,
         n_atoms: int = 512,
@@ -321,6 +332,7 @@ class KMeansDictionary(GradientDictionary):
 
     _config = KMeansConfig
 
+    @no_type_check  # a parameter is what it is until it is used
     def __init__(
         self,
         n_atoms: int = 512,
@@ -361,6 +373,7 @@ class PCADictionary(GradientDictionary):
 
     _config = PCAConfig
 
+    @no_type_check  # a parameter is what it is until it is used
     def __init__(
         self,
         n_atoms: int = 64,
@@ -380,7 +393,9 @@ class PCADictionary(GradientDictionary):
 
     def _settings(self, d: int) -> FitConfig:
         if self.n_atoms > d:
-            raise ConfigError(f"expected at most as many components as n_features={d}, got n_atoms={self.n_atoms}; take fewer")
+            raise ConfigError(
+                f"expected at most as many components as n_features={d}, got n_atoms={self.n_atoms}; take fewer"
+            )
         return super()._settings(d)
 
     def _step(self, learner: Learner, X: np.ndarray, weights: np.ndarray | None, drift: np.ndarray) -> None:
@@ -395,7 +410,7 @@ class _Rows(Pushes):
 
     def __init__(self, X: Float[np.ndarray, "N D"], weight: str | Float[np.ndarray, " N"]) -> None:
         super().__init__(X, weight=weight)
-        self.rows = np.arange(len(X))
+        self.X, self.rows = X, np.arange(len(X))
 
     def weighted(
         self, size: int, *, seed: int | None = None, epochs: int = 1, worker: tuple[int, int] = (0, 1)
@@ -405,10 +420,10 @@ class _Rows(Pushes):
             order = self.rows if seed is None else np.random.default_rng([seed, epoch]).permutation(self.rows)
             for start in range(0, len(order), size):
                 chosen = order[start : start + size]
-                yield PushBatch(self.source[chosen], None if self._array is None else self._array[chosen] * factor)
+                yield PushBatch(self.X[chosen], None if self._array is None else self._array[chosen] * factor)
 
     def sample(self, n: int, seed: int) -> Float[np.ndarray, "M D"]:
-        return self.source[np.random.default_rng(seed).permutation(self.rows)[:n]]
+        return self.X[np.random.default_rng(seed).permutation(self.rows)[:n]]
 
 
 def _rows(X: np.ndarray, weights: np.ndarray | None, normalised: bool) -> Pushes:
@@ -418,5 +433,5 @@ def _rows(X: np.ndarray, weights: np.ndarray | None, normalised: bool) -> Pushes
 
 def _streaming(config: FitConfig) -> FitConfig:
     """The same for one step a call, with no end of a pass."""
-    changes = {"full": False, "resample": False}
+    changes: dict[str, Any] = {"full": False, "resample": False}
     return replace(config, **{name: value for name, value in changes.items() if hasattr(config, name)})

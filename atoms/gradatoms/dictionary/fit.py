@@ -110,7 +110,7 @@ def fit_store(
         )
     held_out = held_out_mask(store, holdout, holdout_seed)
     pushes = Pushes(store, hook=hook, rows=np.flatnonzero(~held_out), weight=config.weight)
-    made = {
+    made: dict[str, Any] = {
         "kind": "fit",
         "versions": {
             name: importlib.metadata.version(name)
@@ -251,7 +251,9 @@ def evaluate_folder(
     """
     started = time.perf_counter()
     store = store_of(atoms, store_path)
-    loaded = loaded or load_model_of(atoms, model or (store.header.model.get("name") if store_path else None))
+    if model is None and "model" not in atoms.config and store.header.model.get("name"):
+        model = str(store.header.model["name"])  # of a dictionary from elsewhere
+    loaded = loaded or load_model_of(atoms, model)
     require_same_model(atoms, loaded)
     kept = kept_metrics(folder_of(atoms))
     stability = Stability.from_dict(kept["stability"]) if "stability" in kept else None

@@ -1,4 +1,4 @@
-"""Dictionaries of other libraries as our atoms, and ours as SAELens folders.
+"""Dictionaries of other libraries as our atoms.
 
 A dictionary of SAELens, sparsify or dictionary_learning explains x ≈ b_dec + Σ_a c_a · W_dec[a] with atoms of any norm n_a
 and its own codes c. Loaded here, the atoms have unit length and the codes are c_a · n_a: the reconstruction is the same.
@@ -14,9 +14,7 @@ dictionary_learning: ``config.json`` with ``ae.pt`` (or ``ae.safetensors``); bat
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,17 +26,10 @@ from scipy.sparse import csr_array, vstack
 
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.coding import Coder, Codes, GatedCoder, PursuitCoder, ThresholdCoder, TopKCoder
-from gradatoms.dictionary.files import write_json
-from gradatoms.dictionary.io import save_atoms
-from gradatoms.errors import AtomsFormatError, ConfigError, OutputExistsError
+from gradatoms.errors import AtomsFormatError
 
 UNIT = 1e-6
 """Norms this close to 1 are 1: scaling by them changes no choice beyond float32 rounding."""
-RIDGE = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-"""Penalties that a distilled encoder is tried with, in units of the mean variance of a coordinate."""
-LEAST_ROWS = 20
-"""Rows that a distilled encoder needs at least."""
-
 _ROWS = 256
 
 
@@ -149,7 +140,7 @@ def _for_unit_atoms(coder: Coder, norms: Float[np.ndarray, " K"]) -> Coder:
         case TopKCoder() if close:
             return replace(coder, W_enc=coder.W_enc * norms, b_enc=coder.b_enc * norms)
         case ThresholdCoder():
-            return ThresholdCoder(coder.W_enc * norms, coder.b_enc * norms, coder.threshold)
+            return ThresholdCoder(coder.W_enc * norms, coder.b_enc * norms, coder.threshold * norms)
         case GatedCoder():
             return GatedCoder(coder.W_enc * norms, coder.b_gate * norms, coder.r_mag, coder.b_mag * norms)
     return coder if close else ScaledCoder(coder, norms, coder.signed)
@@ -364,127 +355,3 @@ def _require(holds: bool, path: Path, expected: str, got: str) -> None:
 
 
 # Ours as a SAELens folder
-
-
-def export_saelens(
-    atoms: Atoms,
-    path: str | Path,
-    *,
-    doubled: bool = False,
-    distil_on: Float[np.ndarray, "N D"] | None = None,
-) -> dict[str, Any]:
-    """Write a folder that ``sae_lens.SAE.load_from_disk`` opens; its metadata says how its codes relate to ours.
-
-    Args:
-        doubled: a signed top-k dictionary as an unsigned ``topk`` of 2K atoms [W; −W]: the same codes, split by sign.
-        distil_on: pushes to learn an encoder from, for a dictionary whose codes SAELens cannot compute (lasso, orthogonal
-            matching pursuit). c(x) = topk(s·(x·W_enc + b_enc)): the product by ridge least squares from the pushes to their
-            codes, drawn to W_decᵀ; s > 0 undoes the shrinkage; k is the mean number of atoms a row, rounded. 70 % of the
-            rows are fitted, the penalty is the best of ``RIDGE`` on 15 %, and the FVU of both coders is told for the rest.
-
-    Returns:
-        what was written: ``path``, ``architecture``, ``n_atoms``, ``note``, and ``distilled`` (``fvu_coder``, ``fvu_distilled``
-        and what they are over), as in the metadata.
-
-    Raises:
-        OutputExistsError: ``path`` exists.
-        ConfigError: ``doubled`` without signed top-k codes, ``distil_on`` for a dictionary that has an encoder, or too few rows.
-    """
-    path = Path(path)
-    if path.exists():
-        raise OutputExistsError(f"expected a new path, {path} exists; choose another or remove it")
-    about: dict[str, Any] = {}
-    if distil_on is not None:
-        atoms, about = _distilled(atoms, distil_on)
-    if doubled:
-        atoms = _doubled(atoms)
-        half = len(atoms) // 2
-        split = f"atom a + {half} is atom a with the other sign; codes are the signed ones, split by sign"
-        about |= {"doubled": True, "coder_note": "; ".join(filter(None, [about.get("coder_note"), split]))}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        save_atoms(atoms, partial)
-        (partial / "config.yaml").unlink()
-        cfg = _read_json(partial / "cfg.json")
-        cfg["metadata"] |= {"exported_by": "gradatoms"} | about
-        write_json(partial / "cfg.json", cfg)
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    written = {"path": str(path), "architecture": cfg["architecture"], "n_atoms": len(atoms)}
-    written |= {"note": cfg["metadata"]["coder_note"]}
-    return written | {k: v for k, v in about.items() if k != "coder_note"}
-
-
-def _doubled(atoms: Atoms) -> Atoms:
-    coder = atoms.coder
-    if not (isinstance(coder, TopKCoder) and coder.signed):
-        raise ConfigError("expected signed top-k codes to split by sign, these are not; export without doubled")
-    W_enc, b_enc = np.hstack([coder.W_enc, -coder.W_enc]), np.hstack([coder.b_enc, -coder.b_enc])
-    return replace(atoms, W_dec=np.vstack([atoms.W_dec, -atoms.W_dec]), coder=TopKCoder(W_enc, b_enc, coder.k))
-
-
-def _distilled(atoms: Atoms, rows: Float[np.ndarray, "N D"]) -> tuple[Atoms, dict[str, Any]]:
-    """The same atoms with an encoder that imitates their codes, and how well it does."""
-    if isinstance(atoms.coder, TopKCoder | ThresholdCoder | GatedCoder):
-        raise ConfigError(
-            "expected codes that need an encoder, this dictionary has one; export without rows to distil on"
-        )
-    if len(rows) < LEAST_ROWS or rows.shape[1] != atoms.W_dec.shape[1]:
-        raise ConfigError(
-            f"expected at least {LEAST_ROWS} pushes of {atoms.W_dec.shape[1]} coordinates to distil on, got {rows.shape}"
-        )
-    order, n = np.random.default_rng(0).permutation(len(rows)), len(rows)
-    X = atoms.center(np.asarray(rows, dtype=np.float32))[order]
-    codes = atoms.coder.encode(X)
-    fitted, chosen = slice(0, int(0.7 * n)), slice(int(0.7 * n), int(0.85 * n))
-    aside = slice(int(0.85 * n), n)
-    k = max(1, round(codes[fitted].nnz / fitted.stop))
-    candidates = [TopKCoder(W, b, k, atoms.coder.signed) for W, b in _ridge(X[fitted], codes[fitted], atoms.W_dec)]
-    candidates = [_regained(atoms, candidate, X[fitted]) for candidate in candidates]
-    errors = [_fvu(atoms, X[chosen], candidate.encode(X[chosen])) for candidate in candidates]
-    best = int(np.argmin(errors))
-    about = {
-        "fvu_coder": _fvu(atoms, X[aside], codes[aside]),
-        "fvu_distilled": _fvu(atoms, X[aside], candidates[best].encode(X[aside])),
-        "k": k,
-        "ridge": RIDGE[best],
-        "rows_fitted": fitted.stop,
-        "rows_measured": n - aside.start,
-    }
-    name = type(atoms.coder).__name__.removesuffix("Coder").lower()
-    note = (
-        f"other codes than ours: ours are {name} codes and leave {about['fvu_coder']:.3f} of the variance of unseen rows "
-        f"unexplained; this encoder was learned to imitate them and leaves {about['fvu_distilled']:.3f}"
-    )
-    return replace(atoms, coder=candidates[best]), {"coder_note": note, "distilled": about}
-
-
-def _ridge(
-    X: Float[np.ndarray, "N D"], codes: Codes, W_dec: Float[np.ndarray, "K D"]
-) -> list[tuple[Float[np.ndarray, "D K"], Float[np.ndarray, " K"]]]:
-    """argmin_{W,b} ‖X·W + b − C‖² + λ‖W − W_decᵀ‖² for every λ of ``RIDGE``, by one eigendecomposition."""
-    mean = X.mean(axis=0)
-    centred = X - mean
-    gram = (centred.T @ centred).astype(np.float64)
-    values, vectors = np.linalg.eigh(gram)
-    target = vectors.T @ ((codes.T @ centred).T - gram @ W_dec.T)
-    found = []
-    for penalty in RIDGE:
-        change = vectors @ (target / (values.clip(0) + penalty * values.mean())[:, None])
-        W = np.asarray(W_dec.T + change, dtype=np.float32)
-        found.append((W, np.asarray(codes.mean(axis=0), dtype=np.float32) - mean @ W))
-    return found
-
-
-def _regained(atoms: Atoms, coder: TopKCoder, X: Float[np.ndarray, "N D"]) -> TopKCoder:
-    """The same choices with all weights times argmin_s ‖X − s·C·W_dec‖²: a ridge shrinks the weights it keeps."""
-    found = coder.encode(X) @ atoms.W_dec
-    size = float((found * found).sum())
-    gain = np.float32(max(float((found * X).sum()) / size, UNIT) if size > 0 else 1.0)
-    return replace(coder, W_enc=coder.W_enc * gain, b_enc=coder.b_enc * gain)
-
-
-def _fvu(atoms: Atoms, X: Float[np.ndarray, "N D"], codes: Codes) -> float:
-    """Share of the variance of centred pushes that is left unexplained."""
-    return float(((X - codes @ atoms.W_dec) ** 2).sum() / (X**2).sum())

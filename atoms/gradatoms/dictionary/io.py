@@ -81,7 +81,7 @@ def _describe(coder: Coder) -> tuple[str, dict[str, Any], dict[str, np.ndarray],
     match coder:
         case TopKCoder():
             name = "abstopk" if coder.signed else "topk"
-            settings = {"k": coder.k, "rescale_acts_by_decoder_norm": False}
+            settings: dict[str, Any] = {"k": coder.k, "rescale_acts_by_decoder_norm": False}
             return name, settings, {"W_enc": coder.W_enc, "b_enc": coder.b_enc}, {"coder": name, "coder_note": _SAME}
         case ThresholdCoder():
             weights = {"W_enc": coder.W_enc, "b_enc": coder.b_enc}
@@ -99,12 +99,22 @@ def _describe(coder: Coder) -> tuple[str, dict[str, Any], dict[str, np.ndarray],
             )  # fmt: skip
         case LassoCoder():
             settings = {"max_iterations": 8, "residual_threshold": coder.alpha, "stop_on_duplicate_support": True}
-            about = {"coder": "lasso", "alpha": coder.alpha, "signed": coder.signed, "coder_note": f"lasso here, {_OTHER}"}
+            about = {
+                "coder": "lasso",
+                "alpha": coder.alpha,
+                "signed": coder.signed,
+                "coder_note": f"lasso here, {_OTHER}",
+            }
             return "matching_pursuit", settings, {}, about
         case OmpCoder():
             settings = {"max_iterations": coder.k, "residual_threshold": 0.0, "stop_on_duplicate_support": False}
             about = {"coder": "omp", "k": coder.k, "signed": coder.signed}
-            return "matching_pursuit", settings, {}, about | {"coder_note": f"orthogonal matching pursuit here, {_OTHER}"}
+            return (
+                "matching_pursuit",
+                settings,
+                {},
+                about | {"coder_note": f"orthogonal matching pursuit here, {_OTHER}"},
+            )
     raise AtomsFormatError(f"expected a coder that can be saved, got {type(coder).__name__}")
 
 

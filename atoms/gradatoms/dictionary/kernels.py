@@ -217,7 +217,7 @@ def pursue(a, gram, most, signed, threshold, squares):
         a, gram: as for ``active_set``.
         most: steps at most; an atom may be chosen again, and is listed once.
         signed: also negative weights.
-        threshold: stop when ‖x − cᵀW‖ is below this.
+        threshold: after the first step, stop when ‖x − cᵀW‖ is below this.
         squares: ‖x‖², (N,) float32.
     """
     n, n_atoms = a.shape
@@ -232,7 +232,7 @@ def pursue(a, gram, most, signed, threshold, squares):
             left, m = squares[i], 0
             for _ in range(most):
                 j = _strongest(pull, closed, not signed, 1e-7)
-                if j < 0 or left < threshold * threshold:
+                if j < 0 or (m > 0 and left < threshold * threshold):
                     break
                 c = pull[j]
                 left -= c * c

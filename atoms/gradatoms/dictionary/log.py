@@ -51,7 +51,9 @@ class Logs:
                 self._wandb = wandb.init(project="gradatoms", name=self._run, dir=str(self._folder))
         except ImportError as error:
             self.__exit__(None, None, None)
-            raise ConfigError(f"expected {error.name} to be installed for its log, it is not; pip install it") from error
+            raise ConfigError(
+                f"expected {error.name} to be installed for its log, it is not; pip install it"
+            ) from error
         return self
 
     def of(self, name: str) -> Log:

@@ -239,7 +239,7 @@ def _reality(
         "real_share": Metric(
             value=mean([s.verdict == "real" for s in report]), null=null_real, unit="share of atoms", better="higher",
             n=len(report),
-            note=f"stability above {bars.stability:.2f} and coherence above {max(bar, bars.coherence):.2f}; null: chance of noise to pass both",
+            note=f"stability above {bars.stability:.2f}, coherence above {max(bar, bars.coherence):.2f}; null: chance of noise",
         ),
     }  # fmt: skip
 

@@ -166,7 +166,14 @@ class OnlineLearner(Learner):
             self.worst_size, self.worst = size[keep].astype(np.float32), rows[keep]
 
     def state(self) -> dict[str, np.ndarray]:
-        held = {"W": self.W, "A": self.A, "B": self.B, "used": self.used, "worst_size": self.worst_size, "worst": self.worst}
+        held: dict[str, np.ndarray] = {
+            "W": self.W,
+            "A": self.A,
+            "B": self.B,
+            "used": self.used,
+            "worst_size": self.worst_size,
+            "worst": self.worst,
+        }
         return {k: v.copy() for k, v in held.items()} | {"counts": np.asarray([self.t, self.passes])}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:

@@ -112,7 +112,8 @@ class Pushes:
                     self.hook, size, shuffle=seed, epochs=epochs, rows=self.rows, worker=worker, fields=("example", "loss")
                 )  # fmt: skip
             else:
-                stream = (b for i, b in enumerate(self.source.batches(size, shuffle=seed, epochs=epochs)) if i % worker[1] == worker[0])  # fmt: skip
+                every = enumerate(self.source.batches(size, shuffle=seed, epochs=epochs))
+                stream = (b for i, b in every if i % worker[1] == worker[0])
             for batch in stream:
                 keep = batch.norms > 0
                 weights = None if self._weigh is None else self._weigh(batch)[keep] * factor

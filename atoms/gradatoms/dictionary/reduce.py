@@ -17,11 +17,11 @@ class Reduce:
     rank: int = 0
     world: int = 1
 
-    def sum(self, *values: Shaped[np.ndarray, "..."] | Shaped[torch.Tensor, "..."]) -> None:
+    def sum(self, *values: Shaped[np.ndarray, ...] | Shaped[torch.Tensor, ...]) -> None:
         """Replace each array by its sum over ranks, in place."""
         self._all(dist.ReduceOp.SUM, values)
 
-    def max(self, *values: Shaped[np.ndarray, "..."] | Shaped[torch.Tensor, "..."]) -> None:
+    def max(self, *values: Shaped[np.ndarray, ...] | Shaped[torch.Tensor, ...]) -> None:
         """Replace each array by its largest over ranks, in place."""
         self._all(dist.ReduceOp.MAX, values)
 

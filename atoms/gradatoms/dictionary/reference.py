@@ -65,12 +65,13 @@ def lasso(
 def matching_pursuit(
     x: Float[np.ndarray, " D"], W: Float[np.ndarray, "K D"], steps: int, *, positive: bool, threshold: float = 0.0
 ) -> Float[np.ndarray, " K"]:
-    """``steps`` times, the atom of largest pull takes its whole pull; stops when less than ``threshold`` is left."""
+    """``steps`` times, the atom of largest pull takes its whole pull; stops after one when less than ``threshold`` is left."""
     c, left = np.zeros(len(W)), x.astype(np.float64)
     for _ in range(steps):
         pull = W @ left
         best = int((pull if positive else np.abs(pull)).argmax())
-        if np.linalg.norm(left) < threshold or (pull[best] if positive else abs(pull[best])) <= 1e-7:
+        enough = c.any() and np.linalg.norm(left) < threshold
+        if enough or (pull[best] if positive else abs(pull[best])) <= 1e-7:
             break
         c[best] += pull[best]
         left = left - pull[best] * W[best]

@@ -54,7 +54,9 @@ def parse_settings(method: str, pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or name not in known:
-            raise ConfigError(f"expected --set NAME=VALUE with a setting of {method} ({', '.join(known)}), got {pair!r}")
+            raise ConfigError(
+                f"expected --set NAME=VALUE with a setting of {method} ({', '.join(known)}), got {pair!r}"
+            )
         found[name] = _parsed(name, text, known[name])
     return found
 

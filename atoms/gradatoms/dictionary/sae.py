@@ -163,9 +163,9 @@ class SAELearner(Learner):
     """A SAELens architecture under way."""
 
     def __init__(self, config: SAEConfig, d: int, steps: int | None, reduce: Reduce) -> None:
-        from sae_lens.saes.sae import TrainCoefficientConfig
-        from sae_lens import registry
         import sae_lens  # noqa: F401  registers its architectures
+        from sae_lens import registry
+        from sae_lens.saes.sae import TrainCoefficientConfig
 
         self.config, self.d, self.steps, self.reduce = config, d, steps, reduce
         self.scale = float(np.sqrt(d))
@@ -191,7 +191,8 @@ class SAELearner(Learner):
 
         if weights is not None and len(X):
             rng = np.random.default_rng([self.config.seed, self.t])
-            X = X[np.searchsorted(np.cumsum(weights) / weights.sum(), (np.arange(len(X)) + rng.random()) / len(X))]
+            upto = np.cumsum(weights, dtype=np.float64)
+            X = X[np.searchsorted(upto / upto[-1], (np.arange(len(X)) + rng.random()) / len(X))]
         x = torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32)).to(self.config.device) * self.scale
         share = len(X) / self.reduce.total(len(X))
         coefficients = {

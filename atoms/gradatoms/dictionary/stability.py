@@ -103,9 +103,7 @@ def check(
     of_noise = Pushes(rows, hook=pushes.hook, normalize=False)
     null = fit("null", of_noise, null_config)
     null_other = fit("null-seed", of_noise, replace(null_config, seed=config.seed + 1))
-    null_parts = [
-        fit(f"null-{name}", of_noise.only(of_noise.rows[i::2]), null_config) for i, name in enumerate("ab")
-    ]
+    null_parts = [fit(f"null-{name}", of_noise.only(of_noise.rows[i::2]), null_config) for i, name in enumerate("ab")]
     null_found = stabilities(null, null_other, null_parts)
     null_coherences = [c for c in coherences(null, noise(unseen - mean, config.seed + 1)) if c is not None]
     bars = Bars(

@@ -70,7 +70,8 @@ def step_metrics(
         ),
         "step_kl": Metric(
             value=float(kl), null=float(random_kl), unit="nats", better="lower", n=len(chosen),
-            note=f"KL of the next token after a real step from that after its reconstruction; null: random direction; mean push {mean_kl:.2f}, no step {plain:.2f}",
+            note=f"KL from the next token after a real step to that after its reconstruction; null: random direction; "
+            f"mean push {mean_kl:.2f}, no step {plain:.2f}",
         ),
     }  # fmt: skip
 

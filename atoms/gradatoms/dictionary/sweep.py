@@ -70,7 +70,9 @@ def sweep(
         ConfigError: no values, or a combination that is out of range; before anything is fitted.
     """
     if not grid or not all(grid.values()):
-        raise ConfigError("expected settings with several values to sweep over, got none; give --n-atoms 128,256 --k 4,8")
+        raise ConfigError(
+            "expected settings with several values to sweep over, got none; give --n-atoms 128,256 --k 4,8"
+        )
     combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     configs = [make_config(method, {**(settings or {}), **chosen}) for chosen in combinations]
     out = Path(out)
@@ -92,9 +94,8 @@ def sweep(
         except ModelLoadError:
             if model is not None:
                 raise
-        if loaded is None:
-            value = kept_metrics(folder)
-        else:
+        value = kept_metrics(folder)
+        if loaded is not None:
             value = evaluate_folder(atoms, loaded=loaded, step_rows=step_rows, progress=progress)
         rows.append({"settings": chosen, "out": str(folder), "seconds": seconds, "metrics": value["metrics"]})
     progress("sweep", len(configs), len(configs))

@@ -56,8 +56,8 @@ class TopKConfig(FitConfig):
     """Steps without a row after which an atom counts as dead."""
     resample: bool = True
     """At the end of a pass, give dead atoms the directions of the rows that were explained worst."""
-    init: Literal["rows", "random"] = "rows"
-    """First atoms: pushes of the corpus, or Gaussian directions."""
+    init: Literal["rows", "random"] = "random"
+    """First atoms: Gaussian directions, or pushes of the corpus (of which each may hold several true atoms)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the encoder product; ``auto`` takes bfloat16 where the processor has it."""
     device: str = "cpu"
@@ -204,7 +204,13 @@ class TopKLearner(Learner):
         )  # fmt: skip
 
     def _auxiliary(
-        self, x: torch.Tensor, pre: torch.Tensor, error: torch.Tensor, share: torch.Tensor, dead: torch.Tensor, n_dead: int
+        self,
+        x: torch.Tensor,
+        pre: torch.Tensor,
+        error: torch.Tensor,
+        share: torch.Tensor,
+        dead: torch.Tensor,
+        n_dead: int,
     ) -> float:
         """Add the gradients of the auxiliary loss, and return it."""
         k_aux = self.d // 2

@@ -5,6 +5,8 @@ Shapes as there: B rows, K atoms, D coordinates, k active atoms a row; an index 
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -58,7 +60,10 @@ def accumulate(
     start = torch.searchsorted(atom, torch.arange(n_atoms + 1, device=atom.device))
     rows = entry // k
     for weights, values, out in ((d_code, x, g_enc), (code, d_out, g_dec)):
-        sparse = torch.sparse_csr_tensor(start, rows, weights.flatten()[entry], (n_atoms, len(x)), check_invariants=False)
+        entries = weights.flatten()[entry]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            sparse = torch.sparse_csr_tensor(start, rows, entries, (n_atoms, len(x)), check_invariants=False)
         out += sparse @ values
     g_bias.index_add_(0, atom, d_code.flatten()[entry])
 

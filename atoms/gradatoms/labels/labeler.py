@@ -11,8 +11,8 @@ import numpy as np
 
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.io import load_codes
-from gradatoms.dictionary.pushes import held_out_mask
 from gradatoms.dictionary.provenance import folder_of, require_same_model, store_of
+from gradatoms.dictionary.pushes import held_out_mask
 from gradatoms.errors import AtomsFormatError
 from gradatoms.gradients.task import examples_of
 from gradatoms.labels.evidence import Evidence, gather_evidence, load_evidence, save_evidence

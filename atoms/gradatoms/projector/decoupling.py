@@ -18,9 +18,8 @@ import numpy as np
 
 from gradatoms.dictionary.coding import leading
 from gradatoms.dictionary.io import load_codes
-from gradatoms.dictionary.pushes import held_out_mask
 from gradatoms.dictionary.provenance import folder_of, store_of
-from gradatoms.dictionary.pushes import Pushes
+from gradatoms.dictionary.pushes import Pushes, held_out_mask
 from gradatoms.errors import ConfigError
 from gradatoms.gradients.task import examples_of
 from gradatoms.metric import Metric

@@ -26,9 +26,8 @@ from torch.nn import functional as F
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.coding import Codes
 from gradatoms.dictionary.io import load_codes, save_whole
-from gradatoms.dictionary.pushes import held_out_mask
 from gradatoms.dictionary.provenance import folder_of, require_same_model, store_of
-from gradatoms.dictionary.pushes import Pushes
+from gradatoms.dictionary.pushes import Pushes, held_out_mask
 from gradatoms.errors import ConfigError
 from gradatoms.hooking import fast_math
 from gradatoms.labels.labeler import label_texts, load_labels
