@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -461,11 +462,11 @@ def test_bfloat16_only_chooses() -> None:
 # Every learner
 
 CONFIGS: dict[str, FitConfig] = {
-    "online": OnlineConfig(n_atoms=N_ATOMS, epochs=4),
+    "online": OnlineConfig(n_atoms=200, epochs=3),
     "online k": OnlineConfig(n_atoms=N_ATOMS, k=2, signed=True, epochs=4),
     "online full": OnlineConfig(n_atoms=N_ATOMS, full=True, epochs=4),
-    "topk": TopKConfig(n_atoms=N_ATOMS, k=2, dead_steps=2, dtype="float32"),
-    "topk bfloat16": TopKConfig(n_atoms=N_ATOMS, k=2, dead_steps=2, dtype="bfloat16", init="random"),
+    "topk": TopKConfig(n_atoms=150, k=1, dead_steps=2, dtype="float32"),
+    "topk bfloat16": TopKConfig(n_atoms=150, k=2, dead_steps=2, dtype="bfloat16", init="random"),
     "kmeans": KMeansConfig(n_atoms=N_ATOMS),
     "pca": PCAConfig(n_atoms=8, k=3),
 }
@@ -523,9 +524,12 @@ def test_a_learner_goes_on_from_its_state_to_the_same_bytes(method: str, weighte
 @pytest.mark.parametrize("method", CONFIGS)
 def test_a_row_of_weight_two_is_two_rows(method: str) -> None:
     X, count = planted(30, 0), np.random.default_rng(0).integers(1, 4, size=30)
-    found = []
+    config, found = CONFIGS[method], []
+    if isinstance(config, OnlineConfig | TopKConfig):
+        # fewer atoms than rows, and none resampled, where a row that is there twice may be taken twice
+        config = replace(config, n_atoms=N_ATOMS, resample=False)
     for rows, weights in ((X, (count / count.mean()).astype(np.float32)), (X.repeat(count, axis=0), None)):
-        learner = CONFIGS[method].learner(D, None, Reduce())
+        learner = config.learner(D, None, Reduce())
         learner.begin(X)
         losses = [learner.step(rows, weights).get("loss", 0.0) for _ in range(3)]
         learner.end_epoch()
@@ -649,7 +653,7 @@ def test_first_atoms_are_spread() -> None:
 def test_the_less_used_of_two_close_atoms_is_a_double() -> None:
     rng = np.random.default_rng(0)
     W = unit(rng.standard_normal((1500, 64)))
-    W[1400], W[7] = unit((W[3] + 0.01 * W[4])[None])[0], -W[8]  # opposite is not double
+    W[1400], W[7] = unit((W[3] + 0.25 * W[4])[None])[0], -W[8]  # opposite is not double
     used = rng.uniform(1, 10, 1500)
     used[3], used[1400] = 5, 6
     assert np.flatnonzero(doubles(W, used)).tolist() == [3]

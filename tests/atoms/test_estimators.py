@@ -225,6 +225,28 @@ def test_fit_forgets(method: str, X: np.ndarray) -> None:
     np.testing.assert_array_equal(again.partial_fit(X[300:400]).components_, begun)
 
 
+def test_streamed_kmeans_atoms_are_mean_directions_of_all_their_rows(X: np.ndarray) -> None:
+    stream, total, sums, W = KMeansDictionary(5), np.zeros(D), np.zeros((5, D)), np.zeros((5, D))
+    for i, part in enumerate(np.split(unit(X[:400]), 4)):
+        stream.partial_fit(part)
+        total += part.sum(axis=0)
+        rows = unit(part - total / (100 * (i + 1)))
+        if i:
+            np.add.at(sums, (rows @ W.T).argmax(axis=1), rows)
+        else:  # first atoms are drawn
+            assert stream._learner is not None
+            sums = stream._learner.state()["sums"]
+            np.testing.assert_allclose(sums.sum(axis=0), rows.sum(axis=0), atol=1e-4)
+        W = unit(sums)
+        np.testing.assert_allclose(stream.components_, W, atol=1e-4)
+
+
+def test_a_stream_has_no_end_to_wait_for(X: np.ndarray) -> None:
+    full, plain = (OnlineDictionary(N_ATOMS, full=full) for full in (True, False))
+    for part in np.split(X, 4):
+        np.testing.assert_array_equal(full.partial_fit(part).components_, plain.partial_fit(part).components_)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_rows_without_weight_do_not_count(method: str, X: np.ndarray) -> None:
     rng = np.random.default_rng(0)
@@ -283,12 +305,7 @@ def test_components_beyond_the_coordinates_are_refused(X: np.ndarray) -> None:
 
 
 def test_settings_are_checked_when_they_are_used(X: np.ndarray) -> None:
-    for estimator in (
-        OnlineDictionary(alpha=0.0),
-        TopKDictionary(4, k=5),
-        KMeansDictionary(0),
-        OnlineDictionary(batch_size=0),
-    ):
+    for estimator in (OnlineDictionary(alpha=0.0), TopKDictionary(4, k=5), KMeansDictionary(0)):
         with pytest.raises(ConfigError, match="expected"):
             estimator.fit(X)
     with pytest.raises(ConfigError, match="normalize"):

@@ -90,12 +90,12 @@ def sae_lens_rows(rows: int) -> tuple[np.ndarray, np.ndarray]:
 def ours(X: np.ndarray, method: str) -> np.ndarray:
     """As many passes as the time allows."""
     config = (
-        TopKConfig(n_atoms=512, k=8, epochs=1, batch_size=1024, lr=2e-3)
+        TopKConfig(n_atoms=512, k=8, epochs=1, batch_size=256, lr=1e-3)
         if method == "topk"
         else OnlineConfig(n_atoms=512, alpha=0.1, epochs=1)
     )
     a_pass = timed(lambda: fit(X[: len(X) // 4], config)) * 4  # compiled by the warm-up before
-    passes = max(1, min(40, int(0.8 * SECONDS / a_pass)))
+    passes = max(1, min(60, int(0.8 * SECONDS / a_pass)))
     return fit(X, type(config).from_dict(config.to_dict() | {"epochs": passes})).W_dec
 
 
@@ -108,13 +108,13 @@ def peer_sae_lens(X: np.ndarray, *, seconds: float = SECONDS) -> np.ndarray:
     torch.manual_seed(0)
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=X.shape[1], d_sae=512, k=8))
     config = SAETrainerConfig(
-        total_training_samples=10**9, train_batch_size_samples=1024, lr=2e-3, lr_end=2e-4, dead_feature_window=100,
+        total_training_samples=10**9, train_batch_size_samples=256, lr=1e-3, lr_end=1e-4, dead_feature_window=100,
         autocast=True,
     )  # fmt: skip
     trainer = SAETrainer(config, sae, iter([]))
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
-        trainer.step(rows[torch.randint(0, len(rows), (1024,))])
+        trainer.step(rows[torch.randint(0, len(rows), (256,))])
         trainer.n_training_steps += 1
     return sae.W_dec.detach().numpy()
 
