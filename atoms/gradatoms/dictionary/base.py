@@ -18,6 +18,8 @@ from gradatoms.errors import ConfigError
 C = TypeVar("C", bound="FitConfig")
 
 Weighting = Literal["none", "loss", "norm", "concept"]
+NOISE = 1e-2
+"""Length of what is added to first atoms that are rows, so that no two are the same."""
 WEIGHTINGS = ("none", "loss", "norm", "concept")
 
 

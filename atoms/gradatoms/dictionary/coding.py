@@ -102,6 +102,8 @@ def top_k(pre: Float[np.ndarray, "N K"], k: int, *, signed: bool = False) -> Cod
         pre: pre-activations, shape (rows, n_atoms).
         k: entries kept a row, 1 ≤ k ≤ n_atoms.
     """
+    if not k >= 1:
+        raise ConfigError(f"expected k of at least 1, got {k}")
     size = np.abs(pre) if signed else pre
     index = np.empty((len(pre), min(k, pre.shape[1])), np.int32)
     topk_kernels.largest(np.ascontiguousarray(size, dtype=np.float32), index.shape[1], index)

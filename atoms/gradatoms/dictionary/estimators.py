@@ -6,7 +6,6 @@ it keeps: where the mean of all rows is not known, each batch is centred on the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Literal, Self, no_type_check
 
@@ -22,7 +21,7 @@ from gradatoms.dictionary.coding import Codes
 from gradatoms.dictionary.kmeans import KMeansConfig, KMeansLearner
 from gradatoms.dictionary.online import OnlineConfig
 from gradatoms.dictionary.pca import PCAConfig
-from gradatoms.dictionary.pushes import PushBatch, Pushes
+from gradatoms.dictionary.pushes import Pushes
 from gradatoms.dictionary.reduce import Reduce
 from gradatoms.dictionary.topk import TopKConfig
 from gradatoms.dictionary.training import train
@@ -405,30 +404,9 @@ class PCADictionary(GradientDictionary):
         learner.step(np.asarray(drift[None], dtype=np.float32))
 
 
-class _Rows(Pushes):
-    """Rows of an array as they are, for estimators that do not normalise; also rows of zeros."""
-
-    def __init__(self, X: Float[np.ndarray, "N D"], weight: str | Float[np.ndarray, " N"]) -> None:
-        super().__init__(X, weight=weight)
-        self.X, self.rows = X, np.arange(len(X))
-
-    def weighted(
-        self, size: int, *, seed: int | None = None, epochs: int = 1, worker: tuple[int, int] = (0, 1)
-    ) -> Iterator[PushBatch]:
-        factor = 1.0 if self._mean is None else self._mean[1]
-        for epoch in range(epochs):
-            order = self.rows if seed is None else np.random.default_rng([seed, epoch]).permutation(self.rows)
-            for start in range(0, len(order), size):
-                chosen = order[start : start + size]
-                yield PushBatch(self.X[chosen], None if self._array is None else self._array[chosen] * factor)
-
-    def sample(self, n: int, seed: int) -> Float[np.ndarray, "M D"]:
-        return self.X[np.random.default_rng(seed).permutation(self.rows)[:n]]
-
-
 def _rows(X: np.ndarray, weights: np.ndarray | None, normalised: bool) -> Pushes:
     weight: str | np.ndarray = "none" if weights is None else weights
-    return Pushes(X, weight=weight) if normalised else _Rows(X, weight)
+    return Pushes(X, weight=weight, normalize=normalised)
 
 
 def _streaming(config: FitConfig) -> FitConfig:

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from gradatoms.dictionary.base import FitConfig, Learner, Solution
+from gradatoms.dictionary.base import NOISE, FitConfig, Learner, Solution
 from gradatoms.dictionary.coding import TopKCoder
 from gradatoms.dictionary.online import spread
 from gradatoms.dictionary.reduce import Reduce
@@ -44,7 +44,8 @@ class KMeansLearner(Learner):
         rng, n = np.random.default_rng(self.config.seed), len(self.W)
         unit = _unit(rows)
         chosen = spread(unit, n, rng) if len(unit) > n else np.arange(n) % len(unit)
-        self.W = _unit(unit[chosen] + 1e-3 * rng.standard_normal(self.W.shape).astype(np.float32))
+        noise = NOISE / np.sqrt(self.W.shape[1]) * rng.standard_normal(self.W.shape)
+        self.W = _unit(unit[chosen] + noise.astype(np.float32))
 
     def step(self, X: Float[np.ndarray, "B D"], weights: Float[np.ndarray, " B"] | None = None) -> dict[str, float]:
         cosine = _unit(X) @ self.W.T

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.sparse import csr_array
 
-from gradatoms.dictionary.base import FitConfig, Learner, Solution
+from gradatoms.dictionary.base import NOISE, FitConfig, Learner, Solution
 from gradatoms.dictionary.coding import Coder, Codes, LassoCoder, OmpCoder, lasso, nn_lasso
 from gradatoms.dictionary.reduce import Reduce
 from gradatoms.errors import ConfigError
@@ -89,13 +89,15 @@ class OnlineLearner(Learner):
         rng, n = np.random.default_rng(self.config.seed), self.config.n_atoms
         norm = np.linalg.norm(rows, axis=1, keepdims=True)
         unit = (rows / np.maximum(norm, 1e-12))[norm[:, 0] > 0]
+        if not len(unit):  # all rows are the same
+            unit = rng.standard_normal((n, self.d)).astype(np.float32)
         if len(unit) <= n:  # every row, then rows again with noise
             chosen = np.concatenate([np.arange(len(unit)), rng.choice(len(unit), n - len(unit))])
         elif self.config.init == "spread":
             chosen = spread(unit, n, rng)
         else:
             chosen = rng.choice(len(unit), n, replace=False)
-        first = unit[chosen] + 1e-3 * rng.standard_normal((n, self.d))
+        first = unit[chosen] + NOISE / np.sqrt(self.d) * rng.standard_normal((n, self.d))
         self.W = (first / np.linalg.norm(first, axis=1, keepdims=True)).astype(np.float32)
 
     def step(self, X: Float[np.ndarray, "B D"], weights: Float[np.ndarray, " B"] | None = None) -> dict[str, float]:

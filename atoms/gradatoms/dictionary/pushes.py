@@ -71,7 +71,7 @@ class Pushes:
                 )
             source, hook = array, hook or "array"
             numbers = np.arange(len(array)) if rows is None else np.asarray(rows)
-            norms = np.linalg.norm(array[numbers], axis=1)
+            norms = np.linalg.norm(array[numbers], axis=1) if normalize else np.ones(len(numbers))
         self.source, self.hook, self.rows = source, hook, numbers[norms > 0]
         if not len(self.rows):
             raise ConfigError(

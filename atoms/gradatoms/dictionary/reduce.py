@@ -39,6 +39,13 @@ class Reduce:
         dist.all_gather(parts, value.contiguous())
         return torch.cat(parts, dim=1)
 
+    def before(self, n: int) -> int:
+        """The sum of n over the ranks before this one."""
+        counts = np.zeros(self.world, dtype=np.int64)
+        counts[self.rank] = n
+        self.sum(counts)
+        return int(counts[: self.rank].sum())
+
     def largest(
         self, size: Float[np.ndarray, " n"], rows: Float[np.ndarray, "n d"], most: int
     ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, "m d"]]:

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float, Int
 
 from gradatoms.dictionary import topk_kernels, topk_torch
-from gradatoms.dictionary.base import FitConfig, Learner, Solution
+from gradatoms.dictionary.base import NOISE, FitConfig, Learner, Solution
 from gradatoms.dictionary.coding import TopKCoder
 from gradatoms.dictionary.reduce import Reduce
 from gradatoms.dictionary.schedule import schedule
@@ -114,7 +114,8 @@ class TopKLearner(Learner):
         first = rng.standard_normal((n, self.d))
         if self.config.init == "rows":
             chosen = rows[rng.choice(len(rows), n, replace=len(rows) < n)]
-            first = chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-12) + 1e-3 * first
+            chosen = chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-12)
+            first = chosen + NOISE / self.scale * first
         first /= np.linalg.norm(first, axis=1, keepdims=True)
         self.W_dec.copy_(torch.from_numpy(0.1 * first[self.mine]))
         self.W_enc.copy_(self.W_dec)
@@ -213,10 +214,10 @@ class TopKLearner(Learner):
         n_dead: int,
     ) -> float:
         """Add the gradients of the auxiliary loss, and return it."""
-        k_aux = self.d // 2
+        k_aux = max(1, self.d // 2)
         factor = self.config.aux * min(n_dead / k_aux, 1.0)
         chosen = torch.nonzero(dead)[:, 0]
-        local = self._choose(pre[:, chosen].contiguous(), min(k_aux, n_dead))
+        local = self._choose(pre[:, chosen].float(), min(k_aux, n_dead))  # float: negatives count here
         index = torch.where(local >= 0, chosen.int()[local.clamp_min(0).long()] if len(chosen) else -1, -1).int()
         code, out = self._decode(x, index, clip=False)
         self.parts.sum(out)
@@ -261,17 +262,19 @@ class TopKLearner(Learner):
             size, rows = self.worst or (torch.zeros(0), torch.zeros(0, self.d))
             _, found = self.rows.largest(size.cpu().numpy(), rows.cpu().numpy(), self._most_resampled)
             dead = torch.nonzero(self.since > self.config.dead_steps)[:, 0]
-            self._give(dead[: len(found)], torch.from_numpy(found[: len(dead)]).to(self.device))
+            before = self.parts.before(len(dead))  # atoms of other ranks take the rows before
+            mine = torch.from_numpy(found[before : before + len(dead)]).to(self.device)
+            self._give(dead[: len(mine)], mine)
         self.worst = None
 
     def _give(self, atoms: torch.Tensor, rows: torch.Tensor) -> None:
         """New directions for ``atoms``, and an optimiser that has not seen them."""
-        if not len(atoms):
-            return
         alive = self.since <= self.config.dead_steps
-        size = float(self.W_enc[alive].norm(dim=1).mean()) if bool(alive.any()) else 0.1
+        n_alive = self.parts.total(int(alive.sum()))
+        size = self.parts.total(float(self.W_enc[alive].norm(dim=1).sum())) / n_alive if n_alive else 0.1
+        length = self.parts.total(float(self.W_dec.norm(dim=1).sum())) / self.config.n_atoms
         unit = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        self.W_dec[atoms] = unit * float(self.W_dec.norm(dim=1).mean())
+        self.W_dec[atoms] = unit * length
         self.W_enc[atoms] = unit * 0.2 * size
         self.b_enc[atoms] = 0
         for moment in ("exp_avg", "exp_avg_sq"):

@@ -89,13 +89,15 @@ def train(
     if checkpoints is not None and checkpoints.path.exists():
         place = _resume(learner, checkpoints.path, signature)
     else:
-        learner.begin(run.turned(pushes.sample(max(FIRST_ROWS, config.n_atoms), config.seed)))
+        learner.begin(run.turned(pushes.sample(max(FIRST_ROWS, config.n_atoms), config.seed) - mean))
     started = kept = time.perf_counter()
     sums: dict[str, float] = {}
+    counted = 0
     while place.epoch < config.epochs and not place.over:
         for batch in islice(run.epoch(place.epoch, a_pass), place.batch, None):
             measured = learner.step(run.turned(batch.pushes), batch.weights)
             place = replace(place, batch=place.batch + 1)
+            counted += 1
             for name, value in measured.items():
                 sums[name] = sums.get(name, 0.0) + value
             done = place.epoch * a_pass + place.batch
@@ -108,8 +110,8 @@ def train(
         learner.end_epoch()
         place = replace(place, epoch=place.epoch + 1, batch=0)
         record = {"step": place.epoch * a_pass, "epoch": place.epoch, "seconds": time.perf_counter() - started}
-        record |= {name: value / a_pass for name, value in sums.items()}
-        sums = {}
+        record |= {name: value / max(1, counted) for name, value in sums.items()}
+        sums, counted = {}, 0
         if aside is not None:
             fvu = _fvu(run.atoms(), aside)
             record["held_out_fvu"] = fvu
@@ -190,7 +192,7 @@ def _basis(pushes: Pushes, mean: np.ndarray, config: FitConfig) -> Float[np.ndar
 
 def _fvu(atoms: Atoms, rows: np.ndarray) -> float:
     X = atoms.center(rows)
-    return float(((X - atoms.coder.encode(X) @ atoms.W_dec) ** 2).sum() / (X**2).sum())
+    return float(((X - atoms.coder.encode(X) @ atoms.W_dec) ** 2).sum() / max(float((X**2).sum()), 1e-30))
 
 
 def _signature(pushes: Pushes, config: FitConfig, mean: np.ndarray) -> str:
