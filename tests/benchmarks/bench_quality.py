@@ -34,7 +34,7 @@ SHOWN = ("l0", "fvu", "step_recovered", "step_kl", "stability", "real_share", "c
 SHOWN += ("concept_f1", "probe_accuracy", "dead_share")
 CLASSICAL: dict[str, dict[str, Any]] = {
     "online, 128 atoms": {"n_atoms": 128},
-    "online, 256 atoms": {"n_atoms": 256},
+    "online, 192 atoms (default)": {"n_atoms": 192},
     "online, 512 atoms": {"n_atoms": 512},
     "online, 1,024 atoms": {"n_atoms": 1024},
 }
@@ -87,13 +87,13 @@ def _measured(store: Store, path: Path, loaded: LoadedModel, folder: Path) -> It
                 yield f"{name}, {k} a row", scored(replace(atoms, coder=OmpCoder(atoms.W_dec, k)), fit), seconds
     for method in AT_EACH:
         for k in L0 if ONLY in method else ():
-            sizes = {"n_atoms": 256} if method != "pca" else {"n_atoms": 128}
+            sizes = {"n_atoms": 192} if method != "pca" else {"n_atoms": 128}
             atoms, fit, seconds = fitted(f"{method}-{k}", make_config(method, {"k": k} | sizes))
             yield f"{method}, {sizes['n_atoms']} atoms, k {k}", scored(atoms, fit), seconds
     for method, settings in AT_ONE.items():
         if ONLY in method:
-            atoms, fit, seconds = fitted(method, make_config(method, {"n_atoms": 256} | settings))
-            yield f"{method}, 256 atoms", scored(atoms, fit), seconds
+            atoms, fit, seconds = fitted(method, make_config(method, {"n_atoms": 192} | settings))
+            yield f"{method}, 192 atoms", scored(atoms, fit), seconds
 
 
 def _cell(report: Evaluation, name: str) -> str:

@@ -31,7 +31,7 @@ class FitConfig(ABC):
     rotatable: ClassVar[bool] = False
     """Whether the fit of rotated rows is the rotated fit, so that few rows can be learned from in their own span."""
 
-    n_atoms: int = 512
+    n_atoms: int = 192
     """Atoms in the dictionary."""
     batch_size: int = 512
     """Rows a step; over all ranks together."""

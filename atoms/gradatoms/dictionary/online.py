@@ -35,6 +35,7 @@ _BLOCK = 32
 """Atoms updated from one matrix product."""
 _DENSE = 0.03
 """Share of non-zero codes above which a dense product is faster than a sparse one."""
+_SKETCH = 256
 _WORST = 1024
 """Rows explained worst that are kept for atoms without use."""
 
@@ -162,9 +163,10 @@ class OnlineLearner(Learner):
     def _remember(self, left: np.ndarray, size: np.ndarray) -> None:
         """Keep the rows of this pass that were explained worst."""
         if self.config.resample:
-            size, rows = np.concatenate([self.worst_size, size]), np.concatenate([self.worst, left])
             most = min(len(self.W), _WORST)
-            keep = np.argpartition(-size, most)[:most] if len(size) > most else np.arange(len(size))
+            top = _most(size, most)
+            size, rows = np.concatenate([self.worst_size, size[top]]), np.concatenate([self.worst, left[top]])
+            keep = _most(size, most)
             self.worst_size, self.worst = size[keep].astype(np.float32), rows[keep]
 
     def state(self) -> dict[str, np.ndarray]:
@@ -223,8 +225,12 @@ def update(
 def spread(unit: Float[np.ndarray, "N D"], n: int, rng: np.random.Generator) -> np.ndarray:
     """n of N > n unit rows, each drawn in proportion to its squared distance from the line of the nearest one before.
 
-    k-means++ (Arthur and Vassilvitskii 2007) for directions: the distance is 1 − max(cos, 0)².
+    k-means++ (Arthur and Vassilvitskii 2007) for directions: the distance is 1 − max(cos, 0)². Where rows are long, cosines are
+    those of a Gaussian projection to 256 coordinates, which is off by about 1/16.
     """
+    if unit.shape[1] > _SKETCH:
+        sketch = unit @ rng.standard_normal((unit.shape[1], _SKETCH)).astype(np.float32)
+        unit = sketch / np.maximum(np.linalg.norm(sketch, axis=1, keepdims=True), 1e-12)
     chosen = [int(rng.integers(len(unit)))]
     nearest = np.zeros(len(unit), np.float32)
     for _ in range(n - 1):
@@ -246,6 +252,11 @@ def doubles(W: Float[np.ndarray, "K D"], used: Float[np.ndarray, " K"]) -> np.nd
         close = W[rows] @ W[order].T > DUPLICATE
         found[rows] = (close & (np.arange(len(W))[None] < np.arange(start, start + len(rows))[:, None])).any(axis=1)
     return found
+
+
+def _most(size: np.ndarray, n: int) -> np.ndarray:
+    """Where the n largest are."""
+    return np.argpartition(-size, n)[:n] if len(size) > n else np.arange(len(size))
 
 
 def _products(codes: Codes, weighted: csr_array, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -244,11 +244,14 @@ class TopKLearner(Learner):
     def _remember(self, error: torch.Tensor, w: torch.Tensor) -> None:
         """Keep the rows of this pass that were explained worst, for atoms that die."""
         if self.config.resample and len(error):
-            size, rows = error.norm(dim=1) * w.to(error.device), -error
+            size = error.norm(dim=1) * w.to(error.device)
+            top = size.topk(min(self._most_resampled, len(size))).indices
+            size, rows = size[top], -error[top]
             if self.worst is not None:
                 size, rows = torch.cat([self.worst[0], size]), torch.cat([self.worst[1], rows])
-            keep = size.topk(min(self._most_resampled, len(size))).indices
-            self.worst = (size[keep], rows[keep])
+                keep = size.topk(min(self._most_resampled, len(size))).indices
+                size, rows = size[keep], rows[keep]
+            self.worst = (size, rows)
 
     @property
     def _most_resampled(self) -> int:
