@@ -68,6 +68,8 @@ def fit(
     config = make_config(method, chosen | {name: values[0] for name, values in grid.items()})
     with bars() as progress:
         atoms, report = fit_store(stores, out, config, progress=progress, **options)
+    if not report.metrics:  # a rank of torchrun that is not the first
+        return
     value = report.to_dict() | {"out": str(out), "n_atoms": len(atoms)}
     emit(value, f"{out}: {len(atoms)} atoms at {atoms.hook}\n\n{metrics_table(value['metrics'])}", as_json=json)
 

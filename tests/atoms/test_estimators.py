@@ -308,12 +308,11 @@ def test_settings_are_checked_when_they_are_used(X: np.ndarray) -> None:
     for estimator in (OnlineDictionary(alpha=0.0), TopKDictionary(4, k=5), KMeansDictionary(0)):
         with pytest.raises(ConfigError, match="expected"):
             estimator.fit(X)
-    with pytest.raises(ConfigError, match="normalize"):
-        OnlineDictionary(4, patience=1, normalize=False).fit(X)
 
 
-def test_patience_ends_a_fit(X: np.ndarray) -> None:
-    estimator = OnlineDictionary(4, epochs=50, patience=2, batch_size=100).fit(X)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_patience_ends_a_fit(X: np.ndarray, normalize: bool) -> None:
+    estimator = OnlineDictionary(4, epochs=50, patience=2, batch_size=100, normalize=normalize).fit(X)
     assert 2 < estimator.n_iter_ < 50 and estimator.n_steps_ == estimator.n_iter_ * 11
 
 

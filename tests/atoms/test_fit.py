@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,10 +19,11 @@ from gradatoms.dictionary.fit import encode_store, fit, fit_store
 from gradatoms.dictionary.io import load_atoms, load_codes, save_atoms
 from gradatoms.dictionary.metrics import evaluate
 from gradatoms.dictionary.online import OnlineConfig
+from gradatoms.dictionary.provenance import store_of
 from gradatoms.dictionary.pushes import Pushes
 from gradatoms.dictionary.registry import METHODS, make_config, parse_grid, parse_settings
 from gradatoms.dictionary.training import Checkpoints, train
-from gradatoms.errors import ConfigError, OutputExistsError
+from gradatoms.errors import AtomsFormatError, ConfigError, OutputExistsError
 from gradatoms_store import ExampleRecord, GradientBlock, HookSpec, Store, StoreHeader, StoreWriter, open_store
 
 D, TRUE, ROWS = 32, 12, 600
@@ -58,12 +60,15 @@ def rows() -> np.ndarray:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store of planted pushes, an example a row, with concepts, losses that differ and norms that differ."""
-    path = tmp_path_factory.mktemp("store") / "planted.gstore"
+    return planted_store(tmp_path_factory.mktemp("store") / "planted.gstore")
+
+
+def planted_store(path: Path, plan: str = "c0") -> Store:
     _, pushes, first = planted(1200)
     number = np.arange(len(pushes), dtype=np.int32)
     header = StoreHeader(
         model={"sha": "ab"}, hooks=(HookSpec(name=HOOK, hf_name=HOOK, d=D),), objective="nll", positions="last",
-        plan="c0", n_units=1, n_examples=len(pushes),
+        plan=plan, n_units=1, n_examples=len(pushes),
     )  # fmt: skip
     norms = np.where(first == 0, 5.0, 1.0)[:, None]
     block = GradientBlock(
@@ -288,6 +293,19 @@ def test_a_fit_in_the_way_is_not_touched_and_an_interrupted_one_goes_on(store: S
         fit_store(store.path, out, config)
 
 
+def test_several_stores_are_read_as_one(store: Store, tmp_path: Path) -> None:
+    """The folder finds both again, also when all have moved together."""
+    (tmp_path / "here").mkdir()
+    paths = [planted_store(tmp_path / "here" / f"{plan}.gstore", plan).path for plan in ("c0", "c1")]
+    fit_store(paths, tmp_path / "here" / "a.atoms", OnlineConfig(n_atoms=8, epochs=2), checks=False)
+    assert load_codes(tmp_path / "here" / "a.atoms" / "codes.h5").shape[0] == 2400
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert store_of(load_atoms(tmp_path / "there" / "a.atoms")).n_rows == 2400
+    shutil.rmtree(tmp_path / "there" / "c1.gstore")
+    with pytest.raises(AtomsFormatError, match=r"c1\.gstore"):
+        store_of(load_atoms(tmp_path / "there" / "a.atoms"))
+
+
 def test_codes_can_be_made_of_any_store(store: Store, tmp_path: Path) -> None:
     atoms, _ = fit_store(store.path, tmp_path / "a.atoms", OnlineConfig(n_atoms=10, epochs=2), checks=False)
     kept, made = load_codes(tmp_path / "a.atoms" / "codes.h5"), encode_store(atoms, store)
@@ -325,6 +343,7 @@ def test_settings_are_read_by_their_type() -> None:
 WORKER = """
 import sys
 import numpy as np, torch
+from gradatoms.dictionary.provenance import store_of
 from gradatoms.dictionary.pushes import Pushes
 from gradatoms.dictionary.reduce import Reduce
 from gradatoms.dictionary.registry import make_config
@@ -380,3 +399,24 @@ def test_two_ranks_fit_what_one_process_does(job: str, two_and_one: Path) -> Non
     np.testing.assert_allclose(two["W"], one["W"], atol=1e-5)
     np.testing.assert_allclose(two["b"], one["b"], atol=1e-5)
     assert (np.abs(two["codes"] - one["codes"]) > 1e-4).mean() < 1e-3
+
+
+def test_ranks_of_torchrun_make_one_folder(store: Store, tmp_path: Path) -> None:
+    """``torchrun -m gradatoms_cli fit``: one report, and the atoms of one process."""
+    folders = []
+    for torchrun in (["-m", "torch.distributed.run", "--nproc-per-node", "2"], []):
+        if torchrun:
+            torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+        out = tmp_path / f"{len(torchrun)}.atoms"
+        command = ["-m", "gradatoms_cli", "fit", str(store.path), "-o", str(out), "--n-atoms", "10", "--epochs", "2"]
+        done = subprocess.run(
+            [sys.executable, *torchrun, *command, "--json"], env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["n_atoms"] == 10
+        folders.append(load_atoms(out))
+    np.testing.assert_allclose(folders[0].W_dec, folders[1].W_dec, atol=1e-5)
+    kept = [json.loads((Path(str(a.path)) / "metrics.json").read_text())["metrics"] for a in folders]
+    for name, metric in kept[0].items():
+        assert metric["value"] == pytest.approx(kept[1][name]["value"], abs=1e-3), name

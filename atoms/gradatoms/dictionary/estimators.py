@@ -66,10 +66,6 @@ class GradientDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         X, weights = self._usable(X, sample_weight, first=True)
         self._learner = None
         config = self._settings(X.shape[1])
-        if config.patience and not self.normalize:
-            raise ConfigError(
-                f"expected patience 0 with normalize=False, got {config.patience}; the rows kept aside would be normalised"
-            )
         records: list[dict[str, Any]] = []
         rows = _rows(X, weights, self.normalize)
         self._take(train(rows, config, log=records.append))
@@ -233,7 +229,7 @@ class OnlineDictionary(GradientDictionary):
     @no_type_check  # a parameter is what it is until it is used
     def __init__(
         self,
-        n_atoms: int = 512,
+        n_atoms: int = 192,
         *,
         alpha: float = 0.1,
         k: int | None = None,
@@ -284,7 +280,7 @@ class TopKDictionary(GradientDictionary):
     @no_type_check  # a parameter is what it is until it is used
     def __init__(
         self,
-        n_atoms: int = 512,
+        n_atoms: int = 192,
         *,
         k: int = 8,
         lr: float = 1e-3,
@@ -334,7 +330,7 @@ class KMeansDictionary(GradientDictionary):
     @no_type_check  # a parameter is what it is until it is used
     def __init__(
         self,
-        n_atoms: int = 512,
+        n_atoms: int = 192,
         *,
         batch_size: int = 4096,
         epochs: int = 20,

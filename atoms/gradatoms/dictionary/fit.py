@@ -83,7 +83,7 @@ def fit_store(
 ) -> tuple[Atoms, Evaluation]:
     """Fit on the rows of a store that are not held out, find out which atoms are real, measure, and save to ``out``.
 
-    Under ``torchrun`` all ranks fit together, and the first one writes.
+    Under ``torchrun`` all ranks fit together; the first one measures and writes, the others return an empty report.
 
     Args:
         store_path: a store, or several that are read as one.
@@ -165,7 +165,7 @@ def fit_store(
             )  # fmt: skip
         if not first:
             ranks.from_first(True)
-            return replace(load_atoms(out)), Evaluation({}, [])
+            return load_atoms(out), Evaluation({}, [])
         report = evaluate(atoms, store, stability=stability, progress=progress)
         save_atoms(atoms, partial)
         save_codes(partial / "codes.h5", _coded(atoms, store), len(atoms))

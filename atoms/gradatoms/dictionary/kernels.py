@@ -286,3 +286,33 @@ def _dot(u, v):
     for j in range(len(u)):
         total += u[j] * v[j]
     return total
+
+
+@njit(cache=True, fastmath=True)
+@no_type_check
+def update_block(W, left, within, block):
+    """The atoms of a block, one after the other: W_a ∝ what is left for it with its own part put back; of norm 1.
+
+    Args:
+        W: atoms, (K, D) float32, changed in place.
+        left: B − A·W of the block, (b, D) float32, kept up to date.
+        within: A among the atoms of the block, (b, b) float32.
+        block: their numbers, (b,).
+    """
+    d = W.shape[1]
+    change = np.empty(d, np.float32)
+    for r in range(len(block)):
+        atom, own, square = W[block[r]], within[r, r], 0.0
+        for j in range(d):
+            change[j] = left[r, j] + own * atom[j]
+            square += float(change[j]) * float(change[j])
+        if square < 1e-20:
+            continue
+        scale = np.float32(1 / np.sqrt(square))
+        for j in range(d):
+            change[j] = scale * change[j] - atom[j]
+            atom[j] += change[j]
+        for q in range(r, len(block)):
+            by, row = within[q, r], left[q]
+            for j in range(d):
+                row[j] -= by * change[j]

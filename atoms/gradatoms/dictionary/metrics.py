@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.coding import Codes, top_rows
 from gradatoms.dictionary.concepts import concept_metrics, mean
+from gradatoms.dictionary.online import DUPLICATE
 from gradatoms.dictionary.pushes import Pushes, example_mask, held_out_mask
 from gradatoms.dictionary.stability import RANDOM_QUANTILE, Stability, verdict
 from gradatoms.dictionary.steps import step_metrics, unit
@@ -30,8 +31,6 @@ TOP = 20
 """Top examples of an atom that coherence and purity look at."""
 LEAST = 5
 """Atoms with fewer active held-out rows are not scored."""
-DUPLICATE = 0.95
-"""Cosine above which two atoms are one."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.sparse import csr_array
 
+from gradatoms.dictionary import kernels
 from gradatoms.dictionary.base import NOISE, FitConfig, Learner, Solution
 from gradatoms.dictionary.coding import Coder, Codes, LassoCoder, OmpCoder, lasso, nn_lasso
 from gradatoms.dictionary.reduce import Reduce
@@ -210,16 +211,8 @@ def update(
         for start in range(0, len(usable), _BLOCK):
             block = usable[start : start + _BLOCK]
             within = A[np.ix_(block, block)]
-            left = B[block] - A[block] @ W
-            for r, a in enumerate(block):
-                target = left[r] + within[r, r] * W[a]
-                norm = np.linalg.norm(target)
-                if norm < 1e-10:
-                    continue
-                change = target / norm - W[a]
-                W[a] += change
-                left[r + 1 :] -= within[r + 1 :, r, None] * change
-                left[r] -= within[r, r] * change
+            left = np.ascontiguousarray(B[block] - A[block] @ W)
+            kernels.update_block(W, left, within, block)
 
 
 def spread(unit: Float[np.ndarray, "N D"], n: int, rng: np.random.Generator) -> np.ndarray:

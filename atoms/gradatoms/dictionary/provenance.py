@@ -34,19 +34,25 @@ def store_of(atoms: Atoms, path: str | Path | None = None) -> Store:
         raise AtomsFormatError(
             "expected atoms that know their store, these were fitted on an array; name a store with --store"
         )
-    where = Path(recorded["path"])
+    places = [_found(atoms, Path(place)) for place in (recorded["path"], *recorded.get("more", ()))]
+    store = open_store(places[0], *places[1:])
+    if store.fingerprint != recorded["fingerprint"]:
+        raise AtomsFormatError(
+            f"expected the store that these atoms were fitted on, {places[0]} is another harvest; "
+            "name the right one with --store"
+        )
+    return store
+
+
+def _found(atoms: Atoms, where: Path) -> Path:
+    """``where``, or beside the atoms if the two folders were moved together."""
     if not where.exists() and atoms.path is not None and (atoms.path.parent / where.name).exists():
-        where = atoms.path.parent / where.name  # the two folders were moved together
+        where = atoms.path.parent / where.name
     if not where.exists():
         raise AtomsFormatError(
             f"expected the store of these atoms at {where}, found nothing; name its new place with --store"
         )
-    store = open_store(where)
-    if store.fingerprint != recorded["fingerprint"]:
-        raise AtomsFormatError(
-            f"expected the store that these atoms were fitted on, {where} is another harvest; name the right one with --store"
-        )
-    return store
+    return where
 
 
 def require_same_model(atoms: Atoms, loaded: LoadedModel) -> None:

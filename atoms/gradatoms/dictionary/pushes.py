@@ -137,9 +137,12 @@ class Pushes:
         if self._mean is None:
             total, n, weight = np.zeros(self.d), 0, 0.0
             for batch in self.weighted(8192):
-                w = np.ones(len(batch.pushes)) if batch.weights is None else batch.weights.astype(np.float64)
-                total += w @ batch.pushes
-                n, weight = n + len(w), weight + float(w.sum())
+                w = batch.weights
+                total += (
+                    batch.pushes.sum(axis=0, dtype=np.float64) if w is None else (w @ batch.pushes).astype(np.float64)
+                )
+                n += len(batch.pushes)
+                weight += len(batch.pushes) if w is None else float(w.sum(dtype=np.float64))
             if not weight > 0:
                 raise ConfigError("expected rows whose weights are not all zero; choose another weight")
             self._mean = (total / weight).astype(np.float32), n / weight
