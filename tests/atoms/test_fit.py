@@ -350,6 +350,7 @@ from gradatoms.dictionary.registry import make_config
 from gradatoms.dictionary.training import Checkpoints, train
 from gradatoms.gradients.ranks import Ranks
 import json
+from pathlib import Path
 torch.set_num_threads(1)
 folder, jobs = sys.argv[1], json.loads(sys.argv[2])
 rows = np.load(folder + "/rows.npy")
@@ -357,7 +358,20 @@ ranks = Ranks.here()
 with ranks.group():
     for name, (method, settings, weighted) in jobs.items():
         pushes = Pushes(rows, weight=np.linspace(0.5, 1.5, len(rows)) if weighted else "none")
-        atoms = train(pushes, make_config(method, settings), reduce=Reduce(ranks.rank, ranks.world))
+        config, reduce = make_config(method, settings), Reduce(ranks.rank, ranks.world)
+        kept = Checkpoints(path=Path(f"{folder}/{name}-{ranks.world}.checkpoint"), seconds=0.0)
+        if "resumed" in name:  # stopped after 20 steps, by all ranks
+
+            def stop(stage, done, total):
+                if done > 20:
+                    raise InterruptedError
+
+            try:
+                train(pushes, config, reduce=reduce, checkpoints=kept, progress=stop)
+            except InterruptedError:
+                pass
+            assert kept.path.exists()
+        atoms = train(pushes, config, reduce=reduce, checkpoints=kept if "resumed" in name else None)
         if ranks.rank == 0:
             np.savez(f"{folder}/{name}-{ranks.world}.npz", W=atoms.W_dec, b=atoms.b_dec, codes=atoms.encode(rows).toarray())
 """
@@ -366,6 +380,8 @@ JOBS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "topk": ("topk", {"n_atoms": 24, "k": 3, "dtype": "float32", "dead_steps": 5} | STEPS, False),
     "topk-weighted": ("topk", {"n_atoms": 24, "k": 3, "dtype": "float32"} | STEPS, True),
     "topk-sharded": ("topk", {"n_atoms": 25, "k": 3, "dtype": "float32", "dead_steps": 5, "sharded": True} | STEPS, False),
+    "topk-sharded-resumed": ("topk", {"n_atoms": 25, "k": 3, "dtype": "float32", "sharded": True} | STEPS, False),
+    "online-resumed": ("online", {"n_atoms": 24, "alpha": 0.1} | STEPS, False),
     "topk-uneven": ("topk", {"n_atoms": 24, "k": 3, "dtype": "float32", "epochs": 6, "batch_size": 128}, False),
     "online": ("online", {"n_atoms": 24, "alpha": 0.1} | STEPS, False),
     "gated": ("gated", {"n_atoms": 24, "l1": 1.0} | STEPS, False),

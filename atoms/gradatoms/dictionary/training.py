@@ -104,7 +104,10 @@ def train(
             progress(stage, done, total)
             if log is not None and done % _LOG_STEPS == 0 and place.batch < a_pass:
                 log({"step": done, "epoch": place.epoch, "seconds": time.perf_counter() - started, **measured})
-            if checkpoints is not None and time.perf_counter() - kept > checkpoints.seconds:
+            due = checkpoints is not None and time.perf_counter() - kept > checkpoints.seconds
+            if learner.sharded:  # parts of one state are kept after the same step
+                due = learner.reduce.total(int(due)) > 0
+            if due and checkpoints is not None:
                 _keep(learner, checkpoints.path, place, signature, reduce)
                 kept = time.perf_counter()
         learner.end_epoch()
@@ -232,5 +235,8 @@ def _resume(learner: Learner, path: Path, signature: str) -> _Place:
         raise ConfigError(
             f"expected a checkpoint of this fit at {path}, it has other settings, rows or ranks; remove it to begin again"
         )
+    step = place.epoch * 2**32 + place.batch
+    if learner.sharded and learner.reduce.total(step) != step * learner.reduce.world:
+        raise ConfigError(f"expected checkpoints of one step at {path}, the ranks' differ; remove them to begin again")
     learner.restore(state)
     return place
