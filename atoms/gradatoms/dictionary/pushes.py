@@ -54,7 +54,7 @@ class Pushes:
             hook = _only_hook(source) if hook is None else hook
             numbers = np.arange(source.n_rows) if rows is None else np.asarray(rows)
             norms = np.concatenate(
-                [np.zeros(0, np.float32), *(b.norms for b in source.batches(hook, 65536, rows=numbers, fields=()))]
+                [np.zeros(0, np.float32), *(b.norms for b in source.batches(hook, 8192, rows=numbers, fields=()))]
             )
         elif isinstance(source, GradientStream):
             if rows is not None or hook not in (None, source.hook):
