@@ -13,7 +13,7 @@ from gradatoms.gradients.batches import batched
 from gradatoms.gradients.residual import ResidualGradients
 from gradatoms.gradients.sequences import tokenize
 from gradatoms.hooking import edit_output
-from gradatoms.lookahead import lookahead, stepped_objective
+from gradatoms.lookahead import lookahead, stepped
 from gradatoms.models import LoadedModel
 from gradatoms.prefix import Grammar, generate_tail, run_prefix, run_tail
 
@@ -160,7 +160,11 @@ def test_a_step_downhill_lowers_the_objective_by_its_slope(
     unit = np.stack(g) / norms[:, None]
     eta = 1e-3
     steps = np.stack([-unit, unit, np.zeros_like(unit)], axis=1)
-    J = stepped_objective(tiny, hook, [(s, s.rows[0]) for s in sequences], steps, eta=eta)
+    found_steps = stepped(tiny, hook, [(s, s.rows[0]) for s in sequences], steps, eta=eta)
+    J, kl = found_steps.objective, found_steps.kl  # of the next token from that after the first step
+    np.testing.assert_allclose(kl[:, 1], 0, atol=1e-6)
+    np.testing.assert_allclose(kl[:, 3], kl[:, 0], atol=1e-6)
+    np.testing.assert_allclose(kl[:, 2].mean(), 4 * kl[:, 0].mean(), rtol=0.2)  # twice as far, four times the KL
     np.testing.assert_allclose(J[:, 0], losses, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(J[:, 3], J[:, 0], atol=1e-5)
     assert (J[:, 1] < J[:, 0]).all() and (J[:, 2] > J[:, 0]).all()
@@ -180,7 +184,7 @@ def test_a_step_at_a_later_position_leaves_earlier_terms_out(tiny: LoadedModel) 
     ((sequence,),) = tokenize(tiny, [example], positions="prediction")
     v = directions(1, 32)
     for position in sequence.rows:
-        J = stepped_objective(tiny, tiny.hook(HOOK), [(sequence, position)], v[None], eta=0.2)[0]
+        J = stepped(tiny, tiny.hook(HOOK), [(sequence, position)], v[None], eta=0.2).objective[0]
         for column, alpha in ((0, 0.0), (1, 0.2)):
             log_probs = whole(tiny, sequence.ids, v[0], alpha, at=position).log_softmax(-1)
             expected = -sum(float(log_probs[q, token]) for q, token, _ in sequence.terms if q >= position)
