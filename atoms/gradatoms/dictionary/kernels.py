@@ -270,9 +270,9 @@ def refit(x, W, indptr, indices):
                 continue
             atoms, room = indices[indptr[i] : indptr[i + 1]], _room(m, m)
             for r in range(m):
-                pull[r] = _dot(x[i], W[atoms[r]])
+                pull[r] = dot(x[i], W[atoms[r]])
                 for q in range(r + 1):
-                    gram[r, q] = gram[q, r] = _dot(W[atoms[r]], W[atoms[q]])
+                    gram[r, q] = gram[q, r] = dot(W[atoms[r]], W[atoms[q]])
             count = _solve_row(pull[:m], gram[:m, :m], 0.0, m, NONNEGATIVE, 0.0, room, found, weight)
             for r in range(count):
                 value[indptr[i] + found[r]] = weight[r]
@@ -281,7 +281,8 @@ def refit(x, W, indptr, indices):
 
 @njit(cache=True, fastmath=True)
 @no_type_check
-def _dot(u, v):
+def dot(u, v):
+    """u·v, in float32."""
     total = np.float32(0)
     for j in range(len(u)):
         total += u[j] * v[j]

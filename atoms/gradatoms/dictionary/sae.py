@@ -163,7 +163,6 @@ class SAELearner(Learner):
     """A SAELens architecture under way."""
 
     def __init__(self, config: SAEConfig, d: int, steps: int | None, reduce: Reduce) -> None:
-        import sae_lens  # noqa: F401  registers its architectures
         from sae_lens import registry
         from sae_lens.saes.sae import TrainCoefficientConfig
 

@@ -95,9 +95,9 @@ class TopKLearner(Learner):
         bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and has_bfloat16(self.device.type))
         self.dtype = torch.bfloat16 if bfloat16 else torch.float32
         self.flat = torch.nn.Parameter(torch.zeros(2 * n * d + n + d, device=self.device))
-        self.flat.grad = torch.zeros_like(self.flat)
+        self.grad = self.flat.grad = torch.zeros_like(self.flat)
         self.W_enc, self.W_dec, self.b_enc, self.b_dec = self._views(self.flat.data)
-        self.g_enc, self.g_dec, self.g_bias, self.g_b_dec = self._views(self.flat.grad)
+        self.g_enc, self.g_dec, self.g_bias, self.g_b_dec = self._views(self.grad)
         self.adam = torch.optim.Adam([self.flat], lr=config.lr, fused=True)
         self.since = torch.zeros(n, dtype=torch.int64, device=self.device)
         self.t = 0
@@ -126,7 +126,7 @@ class TopKLearner(Learner):
         n_rows = self.rows.total(len(X))
         w = torch.ones(len(X)) if weights is None else torch.from_numpy(np.asarray(weights, dtype=np.float32))
         share = (w.to(self.device) / n_rows)[:, None]  # a row's part of the mean
-        self.flat.grad.zero_()  # type: ignore[union-attr]
+        self.grad.zero_()
         x = x_all - self.b_dec
         dead = self.since > self.config.dead_steps
         n_dead = int(self.parts.total(int(dead.sum()))) if self.config.aux else 0
@@ -142,7 +142,7 @@ class TopKLearner(Learner):
         fired[index[(code > 0) & (index >= 0)].long()] = 1
         aux = self._auxiliary(x, pre, error, share, dead, n_dead) if n_dead else 0.0
         self.g_b_dec -= self.g_bias @ self.W_enc  # x stands for x − b_dec wherever the encoder sees it
-        self.rows.sum(self.flat.grad)  # type: ignore[arg-type]
+        self.rows.sum(self.grad)
         self.parts.sum(self.g_b_dec)
         self.rows.max(fired)
         self._update()
@@ -226,8 +226,7 @@ class TopKLearner(Learner):
         return factor * self.rows.total(float((share * left.square()).sum()))
 
     def _update(self) -> None:
-        grad = self.flat.grad
-        assert grad is not None
+        grad = self.grad
         square = grad.square().sum() if self.parts.world == 1 else self._square_over_parts(grad)
         norm = float(square.sqrt())
         if norm > 1:

@@ -15,6 +15,8 @@ from typing import no_type_check
 import numpy as np
 from numba import njit, prange
 
+from gradatoms.dictionary.kernels import dot
+
 _CHUNK = 16
 _BLOCK = 32
 """Entries of which only the largest is looked at, unless it could be among the k largest."""
@@ -70,7 +72,7 @@ def decode(x, index, W_enc, b_enc, W_dec, clip, code, out):
             total[:] = 0
             for s in range(k):
                 a = index[i, s]
-                c = _dot(row, W_enc[a]) + b_enc[a] if a >= 0 else np.float32(0)
+                c = dot(row, W_enc[a]) + b_enc[a] if a >= 0 else np.float32(0)
                 if clip and c < 0:
                     c = np.float32(0)
                 code[i, s] = c
@@ -88,7 +90,7 @@ def pull_back(d_out, index, code, W_dec, d_code):
     for chunk in prange((n + _CHUNK - 1) // _CHUNK):
         for i in range(chunk * _CHUNK, min(n, (chunk + 1) * _CHUNK)):
             for s in range(k):
-                d_code[i, s] = _dot(d_out[i], W_dec[index[i, s]]) if code[i, s] != 0 else 0.0
+                d_code[i, s] = dot(d_out[i], W_dec[index[i, s]]) if code[i, s] != 0 else 0.0
 
 
 @njit(cache=True)
@@ -134,12 +136,3 @@ def accumulate(x, d_out, code, d_code, start, entry, g_enc, g_bias, g_dec):
                     enc[j] += dc * row[j]
                     dec[j] += c * back[j]
             g_bias[a] = bias
-
-
-@njit(cache=True, fastmath=True, inline="always")
-@no_type_check
-def _dot(u, v):
-    total = np.float32(0)
-    for j in range(len(u)):
-        total += u[j] * v[j]
-    return total
