@@ -29,8 +29,9 @@ from gradatoms.gradients.reference import one_at_a_time
 from gradatoms.gradients.sequences import tokenize
 from gradatoms.gradients.task import HarvestConfig
 from gradatoms.hooking import has_bfloat16
-from gradatoms.labels.labeler import label_atoms, label_texts, load_labels
-from gradatoms.labels.teacher import RuleTeacher
+from gradatoms.labels.label import label_texts, load_labels
+from gradatoms.labels.labeler import label_atoms
+from gradatoms.labels.rule import RuleTeacher
 from gradatoms.metric import Metric, peak_memory_bytes
 from gradatoms.models import LoadedModel, load_model
 from gradatoms.plots import plot_atoms, plot_metrics

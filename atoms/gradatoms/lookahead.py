@@ -3,30 +3,59 @@
 h ← h + α‖h‖·v at the hook, at one position. With v an atom this is its *lookahead*: what the atom pushes toward, read off
 the model itself. With v a push it is a gradient step of length α‖h‖, and the change of J says how much a step gains.
 
-The logit lens reads a direction by multiplying it with the unembedding; in the middle of a network that says little,
-because the later blocks still transform the direction. The lookahead runs those blocks.
+The logit lens reads a direction by multiplying it with the unembedding, as if no block came after the hook. In the middle
+of a network that says little, because the later blocks still transform the direction: let J be their Jacobian. A step
+along v changes the logits by U·J·v, which the lookahead measures, at finite length. The lens gives U·v. A gradient is a
+covector: g = Jᵀ·Uᵀ·(p − target), so U·g reads Jᵀ-space, and the effect of a step down it is −U·J·g, which is the lookahead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import nn
 
+from gradatoms.errors import ConfigError
 from gradatoms.gradients.sequences import TokenSequence
-from gradatoms.hooking import Edit, edit_site
+from gradatoms.hooking import edit_input, edit_site
+from gradatoms.injection import adder, grouped, inject, per_direction
 from gradatoms.models import HookSite, LoadedModel
-from gradatoms.prefix import Prefix, by_length, run_prefix, run_tail
+from gradatoms.prefix import by_length, run_prefix, run_tail
 from gradatoms.progress import Progress, silent
 
 NEUTRAL = ("The", "I think that", "One thing to know is", "A short list:")
 """Contexts about nothing in particular."""
 
-_ROWS = 128
-"""Injections run at once; bounds memory."""
+
+@dataclass(frozen=True)
+class Ranking:
+    """The first n tokens of each direction by some measure; id −1, with zeros, where fewer qualify."""
+
+    ids: Int[np.ndarray, "K n"]
+    delta_p: Float[np.ndarray, "K n"]
+    """Mean change of probability."""
+    log_ratio: Float[np.ndarray, "K n"]
+    """Mean log p(steered) − log p(plain), in nats."""
+
+
+@dataclass(frozen=True)
+class Tops:
+    """The tokens that move most, best first."""
+
+    promoted: Ranking
+    """By Δp, largest rise first."""
+    demoted: Ranking
+    """By Δp, largest fall first."""
+    promoted_ratio: Ranking
+    """By log-ratio, among tokens of some probability before or after."""
+    demoted_ratio: Ranking
+    """The same, largest fall first."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +66,54 @@ class Shift:
     """Mean change of probability; each row sums to zero."""
     log_ratio: Float[np.ndarray, "K V"]
     """Mean log p(steered) − log p(plain), in nats."""
+    p: Float[np.ndarray, "K V"]
+    """Mean probability without a step."""
     kl: Float[np.ndarray, " K"]
     """Mean KL(plain ‖ steered), in nats."""
+    entropy: Float[np.ndarray, " K"]
+    """Mean H(steered) − H(plain), in nats."""
     contexts: Int[np.ndarray, " K"]
     """Contexts that each mean is over."""
+
+    def part(self, start: int, stop: int) -> Shift:
+        """The directions from ``start`` to before ``stop``."""
+        return Shift(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+
+    def top(self, n: int, floor: float | int = 1e-4) -> Tops:
+        """The n tokens of each direction that rise and fall most, by Δp and by log-ratio.
+
+        Args:
+            floor: a token is ranked by log-ratio only if its mean probability before or after is at least this.
+
+        Raises:
+            ConfigError: ``n`` is below 1.
+        """
+        if n < 1:
+            raise ConfigError(f"expected at least 1 token a ranking, got {n}")
+        usual = np.maximum(self.p, self.p + self.delta_p) >= floor
+        low = np.float32(-np.inf)
+        return Tops(
+            promoted=self._first(self.delta_p, n),
+            demoted=self._first(-self.delta_p, n),
+            promoted_ratio=self._first(np.where(usual, self.log_ratio, low), n),
+            demoted_ratio=self._first(np.where(usual, -self.log_ratio, low), n),
+        )
+
+    def _first(self, score: Float[np.ndarray, "K V"], n: int) -> Ranking:
+        """The n largest scores of each row; those of −∞ do not qualify."""
+        kept = min(n, score.shape[1])
+        ids = np.argpartition(score, score.shape[1] - kept, axis=1)[:, -kept:]
+        best = np.take_along_axis(score, ids, axis=1)
+        order = np.argsort(-best, axis=1, kind="stable")
+        ids, best = np.take_along_axis(ids, order, axis=1), np.take_along_axis(best, order, axis=1)
+        fits = np.isfinite(best)
+        columns = (
+            np.where(fits, ids, -1),
+            np.where(fits, np.take_along_axis(self.delta_p, ids, axis=1), 0),
+            np.where(fits, np.take_along_axis(self.log_ratio, ids, axis=1), 0),
+        )
+        missing = ((0, 0), (0, n - kept))
+        return Ranking(*(np.pad(x, missing, constant_values=fill) for x, fill in zip(columns, (-1, 0, 0), strict=True)))
 
 
 @torch.no_grad()
@@ -51,74 +124,131 @@ def lookahead(
     contexts: Sequence[Sequence[int]],
     pairs: Sequence[tuple[int, int]],
     *,
-    alpha: float,
+    alpha: float | int | Float[np.ndarray, " K"],
     progress: Progress = silent,
 ) -> Shift:
     """Inject directions at the last token of contexts.
+
+    What is returned holds three arrays of (K, V) numbers. To bound memory, pass some tens of directions at a time.
+    Products run as the caller sets them; log-probabilities are float32.
 
     Args:
         directions: unit rows, shape (K, d).
         contexts: token ids; the step is at the last token.
         pairs: (direction, context) indices to run.
-        alpha: strength, in units of the residual norm ‖h‖ at that token. 0.1 reads well on SmolLM2.
+        alpha: strength, one for all or one a direction, in units of the residual norm ‖h‖ at that token; negative pushes
+            away. 0.1 reads well on SmolLM2.
+
+    Raises:
+        ConfigError: a context is empty, or there is not one strength a direction.
     """
-    n, vocabulary = len(directions), loaded.fingerprint.vocab_size
-    shift = Shift(
-        np.zeros((n, vocabulary), np.float32),
-        np.zeros((n, vocabulary), np.float32),
-        np.zeros(n, np.float32),
-        np.zeros(n, np.int64),
-    )
-    unit = torch.as_tensor(directions, device=loaded.device)
-    wanted: dict[int, list[int]] = {}
-    for direction, context in pairs:
-        wanted.setdefault(context, []).append(direction)
+    n, device = len(directions), loaded.device
+    unit, strength = torch.as_tensor(directions, device=device), per_direction(alpha, n, device)
+    sums = _Sums(n, loaded.fingerprint.vocab_size, device)
     done = 0
-    used = sorted(wanted)
-    for group in by_length([contexts[c] for c in used], 64):
-        members = [used[i] for i in group]
-        ids = torch.tensor([list(contexts[c]) for c in members], device=loaded.device)
-        prefix = run_prefix(loaded, [contexts[c][:-1] for c in members])
-        plain = _last(loaded, prefix, torch.arange(len(members), device=loaded.device), ids)
-        jobs = [(row, direction) for row, c in enumerate(members) for direction in wanted[c]]
-        for start in range(0, len(jobs), _ROWS):
-            rows, chosen = (
-                torch.tensor(column, device=loaded.device) for column in zip(*jobs[start : start + _ROWS], strict=True)
-            )
-            with edit_site(hook, _adder(unit[chosen], alpha)):
-                steered = _last(loaded, prefix, rows, ids)
-            _accumulate(shift, chosen, plain[rows], steered)
+    for group in grouped(loaded, hook, contexts, pairs):
+        for rows, chosen in group.parts():
+            steered = inject(loaded, hook, group, rows, unit[chosen], strength[chosen])
+            sums.add(chosen, group.plain_BV[rows], steered)
             done += len(rows)
             progress("lookahead", done, len(pairs))
-    count = np.maximum(shift.contexts, 1)
-    return Shift(shift.delta_p / count[:, None], shift.log_ratio / count[:, None], shift.kl / count, shift.contexts)
+    return sums.mean()
 
 
-def _last(loaded: LoadedModel, prefix: Prefix, rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities (R, V) after the last token of rows ``rows`` of ``ids``."""
-    at = (torch.arange(len(rows), device=ids.device), torch.zeros(len(rows), dtype=torch.long, device=ids.device))
-    return run_tail(loaded, prefix, rows, ids=ids[rows, -1:], at=at).float().log_softmax(-1)
+class _Sums:
+    """Sums over contexts of what ``Shift`` holds the means of."""
+
+    def __init__(self, n: int, vocabulary: int, device: torch.device) -> None:
+        self.wide = [torch.zeros(n, vocabulary, device=device) for _ in range(3)]
+        self.narrow = [torch.zeros(n, device=device) for _ in range(3)]
+
+    def add(self, chosen: torch.Tensor, plain_RV: torch.Tensor, steered_RV: torch.Tensor) -> None:
+        p, q, log_ratio = plain_RV.exp(), steered_RV.exp(), steered_RV - plain_RV
+        kl = -(p * log_ratio).sum(-1)
+        entropy = (p * plain_RV).sum(-1) - (q * steered_RV).sum(-1)
+        for total, part in zip(self.wide, (q - p, log_ratio, p), strict=True):
+            total.index_add_(0, chosen, part)
+        for total, part in zip(self.narrow, (kl, entropy, torch.ones_like(kl)), strict=True):
+            total.index_add_(0, chosen, part)
+
+    def mean(self) -> Shift:
+        kl, entropy, contexts = self.narrow
+        count = contexts.clamp_min(1)
+        for total in self.wide:
+            total.div_(count[:, None])
+        delta_p, log_ratio, p = (total.cpu().numpy() for total in self.wide)
+        return Shift(
+            delta_p,
+            log_ratio,
+            p,
+            (kl / count).cpu().numpy(),
+            (entropy / count).cpu().numpy(),
+            contexts.long().cpu().numpy(),
+        )
 
 
-def _adder(direction_RD: torch.Tensor, alpha: float) -> Edit:
-    """An edit that steps the first position of each row by α‖h‖ along that row's direction."""
-
-    def add(h: torch.Tensor) -> torch.Tensor:
-        first = h[:, :1]
-        stepped = first + alpha * first.norm(dim=-1, keepdim=True) * direction_RD[:, None].to(h.dtype)
-        return torch.cat([stepped, h[:, 1:]], dim=1)
-
-    return add
+# The logit lens
 
 
-def _accumulate(shift: Shift, chosen: torch.Tensor, plain: torch.Tensor, steered: torch.Tensor) -> None:
-    p = plain.exp()
-    kl = (p * (plain - steered)).sum(-1)
-    for row, direction in enumerate(chosen.tolist()):
-        shift.delta_p[direction] += (steered[row].exp() - p[row]).cpu().numpy()
-        shift.log_ratio[direction] += (steered[row] - plain[row]).cpu().numpy()
-        shift.kl[direction] += float(kl[row])
-        shift.contexts[direction] += 1
+@torch.no_grad()
+def logit_lens(loaded: LoadedModel, directions: Float[np.ndarray, "K D"]) -> Float[np.ndarray, "K V"]:
+    """Logits a unit of each direction adds if no block came after the hook: U·(w ⊙ v), without bias and without ‖h‖.
+
+    w is the weight of the final norm; if that norm centres (LayerNorm), so is v first. Without a final norm, w = 1. The lens
+    and the lookahead agree at the last hook, for short steps, up to the length of h; before it they differ by the
+    Jacobian J of the blocks between, which the lens leaves out (see the head of this module).
+
+    Args:
+        directions: unit rows, shape (K, d).
+    """
+    with torch.autocast(loaded.device.type, enabled=False):
+        v = torch.as_tensor(directions, device=loaded.device)
+        norm = _final_norm(loaded)
+        if norm is not None:
+            v = _through(norm, v, loaded.model.dtype)
+        return (v @ loaded.model.get_output_embeddings().weight.float().T).cpu().numpy()
+
+
+def _final_norm(loaded: LoadedModel) -> nn.Module | None:
+    """The last module without parts that makes what the unembedding reads; found by running one token."""
+    head = loaded.model.get_output_embeddings()
+    made: list[tuple[nn.Module, torch.Tensor]] = []
+    read: list[torch.Tensor] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        if args and isinstance(out, torch.Tensor) and out.shape == args[0].shape and not torch.equal(args[0], out):
+            made.append((module, out))
+
+    def keep(h: torch.Tensor) -> torch.Tensor:
+        read.append(h)
+        return h
+
+    with ExitStack() as stack:
+        for module in loaded.model.modules():
+            flat = all(parameter.dim() == 1 for parameter in module.parameters())
+            if module is not head and flat and not any(True for _ in module.children()):
+                stack.callback(module.register_forward_hook(note).remove)
+        stack.enter_context(edit_input(head, keep))
+        loaded.model(input_ids=torch.tensor([[loaded.fingerprint.vocab_size // 2]], device=loaded.device))
+    return next((m for m, out in reversed(made) if torch.equal(out, read[0])), None)
+
+
+def _through(norm: nn.Module, v_KD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The norm's weight ⊙ v, centred if the norm centres, read off what it makes of rows of ±1, which it need not scale."""
+    d = v_KD.shape[1]
+    signs = torch.ones(1, d, device=v_KD.device)
+    signs[:, 1::2] = -1
+    if d % 2:
+        signs[:, -1] = 0
+    up, down, aside = (norm(x.to(dtype)).float() for x in (signs, -signs, signs + 1))
+    weight = (up - down) * signs / 2
+    if d % 2:
+        weight[:, -1] = (norm(signs.roll(1, 1).to(dtype)) - norm(-signs.roll(1, 1).to(dtype)))[:, -1].float() / 2
+    centres = torch.allclose(aside, up, rtol=1e-2, atol=1e-2)
+    return weight * (v_KD - v_KD.mean(dim=1, keepdim=True) if centres else v_KD)
+
+
+# J along a step
 
 
 @dataclass(frozen=True)
@@ -138,7 +268,7 @@ def stepped(
     branches: Sequence[tuple[TokenSequence, int]],
     steps: Float[np.ndarray, "R M D"],
     *,
-    eta: float,
+    eta: float | int | Float[np.ndarray, " R"],
     progress: Progress = silent,
 ) -> Stepped:
     """J of each (sequence, position) without a step and after each of M steps of length η‖h‖, and how the steps differ.
@@ -146,10 +276,14 @@ def stepped(
     Args:
         branches: token sequences and the position of the step in each; terms before the position cannot change and are left out.
         steps: unit directions, shape (rows, M, d).
-        eta: step length in units of ‖h‖.
+        eta: step length in units of ‖h‖, one for all or one a row.
+
+    Raises:
+        ConfigError: there is not one length a row.
     """
     objective = np.zeros((len(branches), 1 + steps.shape[1]), dtype=np.float32)
     divergence = np.zeros_like(objective)
+    length = per_direction(eta, len(branches), loaded.device)
     done = 0
     for group in by_length([s.ids[:position] for s, position in branches], 32):
         chosen = [branches[i] for i in group]
@@ -172,7 +306,7 @@ def stepped(
             direction = torch.as_tensor(
                 steps[group, m - 1] if m else np.zeros((len(group), hook.d), np.float32), device=loaded.device
             )
-            with edit_site(hook, _adder(direction, eta)):
+            with edit_site(hook, adder(direction, length[group])):
                 logits = run_tail(loaded, prefix, rows, ids=ids, at=(row_P, pos_P)).float()
             log_p = logits.log_softmax(-1)
             first = log_p if first is None else first

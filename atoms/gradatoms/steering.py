@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
+from gradatoms.calibration import calibrate_all, mean_kl
 from gradatoms.dictionary.base import Atom
 from gradatoms.errors import ConfigError
 from gradatoms.hooking import edit_site
-from gradatoms.lookahead import lookahead
-from gradatoms.models import LoadedModel
+from gradatoms.models import HookSite, LoadedModel
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,11 @@ def steer(loaded: LoadedModel, atom: Atom, *, alpha: float) -> Iterator[None]:
 
 def effect(loaded: LoadedModel, atom: Atom, prompts: Sequence[str], alpha: float) -> float:
     """Mean KL(plain ‖ steered) of the next token over ``prompts``, in nats."""
-    ids = [loaded.tokenizer(p).input_ids for p in prompts]
-    shift = lookahead(
-        loaded,
-        loaded.hook(atom.hook),
-        atom.direction[None].astype(np.float32),
-        ids,
-        [(0, i) for i in range(len(ids))],
-        alpha=alpha,
-    )
-    return float(shift.kl[0])
+    return float(mean_kl(loaded, *_alone(loaded, atom, prompts), alpha=alpha)[0])
 
 
 def calibrate(loaded: LoadedModel, atom: Atom, prompts: Sequence[str], *, kl: float, most: float = 4.0) -> float:
-    """The strength α whose mean next-token KL over ``prompts`` is ``kl`` nats, by a bracketed bisection to 2 %.
+    """The strength α whose mean next-token KL over ``prompts`` is ``kl`` nats within 2 % (see ``calibrate_all``).
 
     Returns ``most`` where even that strength has a smaller effect.
 
@@ -71,17 +63,15 @@ def calibrate(loaded: LoadedModel, atom: Atom, prompts: Sequence[str], *, kl: fl
     """
     if not prompts:
         raise ConfigError("expected at least one prompt to calibrate on, got none")
-    if not kl > 0:
-        raise ConfigError(f"expected a KL budget above 0 nats, got {kl}")
-    low, high = 0.0, 0.05
-    while effect(loaded, atom, prompts, high) < kl:
-        if high >= most:
-            return most
-        low, high = high, min(2 * high, most)
-    while high - low > 0.02 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if effect(loaded, atom, prompts, middle) < kl else (low, middle)
-    return (low + high) / 2
+    return float(calibrate_all(loaded, *_alone(loaded, atom, prompts), kl=kl, most=most).alpha[0])
+
+
+def _alone(
+    loaded: LoadedModel, atom: Atom, prompts: Sequence[str]
+) -> tuple[HookSite, Float[np.ndarray, "1 D"], list[list[int]], list[tuple[int, int]]]:
+    """Hook, directions, contexts and pairs of one atom in all prompts."""
+    ids = [loaded.tokenizer(p).input_ids for p in prompts]
+    return loaded.hook(atom.hook), atom.direction[None].astype(np.float32), ids, [(0, i) for i in range(len(ids))]
 
 
 def generate_steered(

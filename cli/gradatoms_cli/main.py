@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from gradatoms_cli import data, dictionary, run, store, words
+from gradatoms_cli import data, dictionary, labels, run, store, words
 
 app = typer.Typer(
     name="atoms",
@@ -39,7 +39,8 @@ for name, command in (
 app.command("fit")(dictionary.fit)
 app.command("eval")(dictionary.evaluate)
 app.command("encode")(dictionary.encode)
-app.command("label")(words.label)
+app.command("label")(labels.label)
+app.command("score")(labels.score)
 app.command("ls")(dictionary.ls)
 app.command("show")(dictionary.show)
 app.command("search")(dictionary.search)

@@ -1,4 +1,4 @@
-"""``atoms label``, ``describe``, ``projector`` and ``steer``."""
+"""``atoms describe``, ``projector`` and ``steer``."""
 
 from __future__ import annotations
 
@@ -26,29 +26,6 @@ def _open(folder: Path, model: str | None) -> tuple[Atoms, LoadedModel]:
 
     atoms = load_atoms(folder)
     return atoms, load_model_of(atoms, model)
-
-
-def label(
-    folder: Folder,
-    teacher: Annotated[str, typer.Option(help="rule: needs no model.")] = "rule",
-    limit: Annotated[int | None, typer.Option(help="Label only the first so many atoms.")] = None,
-    model: Model = None,
-    json: Json = False,
-) -> None:
-    """Name the atoms: lookahead, then a teacher. Evidence stays on disk."""
-    from gradatoms.dictionary.io import load_atoms
-    from gradatoms.dictionary.provenance import load_model_of
-    from gradatoms.labels.labeler import label_atoms
-    from gradatoms.labels.teacher import make_teacher
-
-    chosen, atoms = make_teacher(teacher), load_atoms(folder)
-    with bars() as progress:
-        report = label_atoms(atoms, chosen, load=lambda: load_model_of(atoms, model), limit=limit, progress=progress)
-    emit(
-        asdict(report),
-        f"{report.labelled} labelled, {report.failed} without evidence; see `atoms ls {folder}`",
-        as_json=json,
-    )
 
 
 def describe(

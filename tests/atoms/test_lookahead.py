@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from gradatoms import injection
+from gradatoms.errors import ConfigError
 from gradatoms.examples import Example
 from gradatoms.gradients.batches import batched
 from gradatoms.gradients.residual import ResidualGradients
 from gradatoms.gradients.sequences import tokenize
 from gradatoms.hooking import edit_output
-from gradatoms.lookahead import lookahead, stepped
+from gradatoms.lookahead import Shift, logit_lens, lookahead, stepped
 from gradatoms.models import LoadedModel
 from gradatoms.prefix import Grammar, generate_tail, run_prefix, run_tail
 
@@ -141,6 +143,181 @@ def test_a_push_promotes_its_target_in_smollm2(smollm2: LoadedModel) -> None:
     assert shift.log_ratio[0, target] > 1 and shift.log_ratio[1, target] < -1
 
 
+@pytest.mark.parametrize("kind", ["resid_pre", "attn_out", "mlp_out", "resid_post"])
+def test_each_direction_has_its_strength_at_each_hook(architecture: LoadedModel, kind: str) -> None:
+    contexts, v = ids_of(architecture), directions(3, 32)
+    alphas = np.asarray([0.3, -0.2, 0.05])
+    pairs = [(k, c) for k in range(3) for c in range(len(contexts))]
+    hook = architecture.hook(f"blocks.2.hook_{kind}")
+    found = lookahead(architecture, hook, v, contexts, pairs, alpha=alphas)
+    for k, alpha in enumerate(alphas):
+        alone = lookahead(
+            architecture, hook, v[k : k + 1], contexts, [(0, c) for _, c in pairs[:5]], alpha=float(alpha)
+        )
+        np.testing.assert_allclose(found.log_ratio[k], alone.log_ratio[0], atol=1e-4)
+    plain = torch.stack([whole(architecture, c)[-1].softmax(-1) for c in contexts])
+    np.testing.assert_allclose(found.p, plain.mean(0).numpy()[None].repeat(3, 0), atol=1e-5)
+    opposite = lookahead(architecture, hook, -v, contexts, pairs, alpha=-alphas)
+    np.testing.assert_allclose(found.delta_p, opposite.delta_p, atol=1e-6)
+
+
+def test_the_change_of_entropy_equals_whole_forwards(architecture: LoadedModel) -> None:
+    contexts, v = ids_of(architecture), directions(2, 32)
+    pairs = [(0, 0), (0, 2), (1, 1), (1, 3), (1, 4)]
+    found = lookahead(architecture, architecture.hook(HOOK), v, contexts, pairs, alpha=np.asarray([0.4, -0.6]))
+
+    def entropy(context: list[int], direction: np.ndarray | None = None, alpha: float = 0.0) -> float:
+        log_p = whole(architecture, context, direction, alpha)[-1].log_softmax(-1)
+        return -float((log_p.exp() * log_p).sum())
+
+    for k, alpha in enumerate((0.4, -0.6)):
+        change = [entropy(contexts[c], v[k], alpha) - entropy(contexts[c]) for d, c in pairs if d == k]
+        assert found.entropy[k] == pytest.approx(np.mean(change), abs=1e-4)
+        assert abs(found.entropy[k]) > 1e-3
+
+
+def test_blocks_below_the_hook_are_run_once_a_context(
+    architecture: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they give is the same for every injection; running them again changes nothing."""
+    contexts, v = ids_of(architecture), directions(40, 32)
+    pairs = [(k, c) for k in range(40) for c in range(5)]
+    tokens = []
+    attention = architecture.hook("blocks.0.hook_attn_out").module
+    handle = attention.register_forward_hook(lambda _m, _args, out: tokens.append(out[0].shape[0] * out[0].shape[1]))
+    try:
+        found = lookahead(architecture, architecture.hook(HOOK), v, contexts, pairs, alpha=0.3)
+    finally:
+        handle.remove()
+    assert sum(tokens) <= 2 * sum(len(c) for c in contexts)
+    monkeypatch.setattr(injection, "_skips", lambda *_: False)
+    plain = lookahead(architecture, architecture.hook(HOOK), v, contexts, pairs, alpha=0.3)
+    np.testing.assert_allclose(found.log_ratio, plain.log_ratio, atol=1e-5)
+
+
+@pytest.mark.parametrize("breaks", [True, False])
+def test_blocks_that_give_more_than_their_output_are_run(tiny: LoadedModel, breaks: bool) -> None:
+    """A later block reads what an earlier one left behind; without it, it breaks or gives something else."""
+    first, third = tiny.hook("blocks.0.hook_mlp_out").module, tiny.hook("blocks.2.hook_resid_post").module
+    left: list[torch.Tensor] = []
+
+    def take(_module: torch.nn.Module, _args: object, out: torch.Tensor) -> torch.Tensor:
+        return out + 3 * left.pop() if left or breaks else out
+
+    handles = [
+        first.register_forward_hook(lambda _m, _args, out: left.append(out)),
+        third.register_forward_hook(take),
+    ]
+    try:
+        hook, v, contexts = tiny.hook(HOOK), directions(2, 32), ids_of(tiny)[:2]
+        (group,) = injection.grouped(tiny, hook, contexts, [(0, 0), (1, 1)])
+        assert group.below is None
+        found = lookahead(tiny, hook, v, contexts, [(0, 0), (1, 1)], alpha=0.3)
+        for k in (0, 1):
+            moved, plain = whole(tiny, contexts[k], v[k], 0.3)[-1], whole(tiny, contexts[k])[-1]
+            expected = moved.log_softmax(-1) - plain.log_softmax(-1)
+            np.testing.assert_allclose(found.log_ratio[k], expected.numpy(), atol=1e-4)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_an_injection_leaves_the_model_as_it_was(tiny: LoadedModel) -> None:
+    hook = tiny.hook(HOOK)
+    before = [vars(site.block).get("forward") for site in tiny.hooks.values()]
+    (group,) = injection.grouped(tiny, hook, ids_of(tiny)[:1], [(0, 0)])
+    assert group.below is not None
+
+    def fail(_h: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        injection.inject_with(tiny, hook, group, torch.tensor([0]), fail)
+    assert [vars(site.block).get("forward") for site in tiny.hooks.values()] == before
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.model.modules())
+
+
+def test_no_forward_is_wider_than_the_bound(tiny: LoadedModel) -> None:
+    """Memory does not grow with the number of directions, apart from what is returned."""
+    widths: list[int] = []
+    head = tiny.model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _m, _args, out: widths.append(len(out)))
+    try:
+        lookahead(tiny, tiny.hook(HOOK), directions(300, 32), ids_of(tiny), [(k, k % 5) for k in range(300)], alpha=0.1)
+        lookahead(tiny, tiny.hook(HOOK), directions(300, 32), ids_of(tiny), [(k, 0) for k in range(300)], alpha=0.1)
+    finally:
+        handle.remove()
+    assert max(widths) == injection.ROWS
+
+
+def test_wrong_contexts_and_strengths_are_refused(tiny: LoadedModel) -> None:
+    hook, v = tiny.hook(HOOK), directions(2, 32)
+    with pytest.raises(ConfigError, match="empty"):
+        lookahead(tiny, hook, v, [[1], []], [(0, 0), (1, 1)], alpha=0.1)
+    with pytest.raises(ConfigError, match="each of 2 directions, got 3"):
+        injection.per_direction(np.ones(3), 2, tiny.device)
+
+
+# What moves most
+
+
+def test_rankings_equal_a_sort(tiny: LoadedModel) -> None:
+    pairs = [(k, c) for k in range(3) for c in range(5)]
+    shift = lookahead(tiny, tiny.hook(HOOK), directions(3, 32), ids_of(tiny), pairs, alpha=0.4)
+    floor, n = 3e-3, 12
+    top = shift.top(n, floor=floor)
+    for k in range(3):
+        usual = np.flatnonzero(np.maximum(shift.p[k], shift.p[k] + shift.delta_p[k]) >= floor)
+        assert n < len(usual) < 320
+        for ranking, score, among in (
+            (top.promoted, -shift.delta_p[k], np.arange(320)),
+            (top.demoted, shift.delta_p[k], np.arange(320)),
+            (top.promoted_ratio, -shift.log_ratio[k], usual),
+            (top.demoted_ratio, shift.log_ratio[k], usual),
+        ):
+            expected = among[np.argsort(score[among])][:n]
+            assert ranking.ids[k].tolist() == expected.tolist()
+            np.testing.assert_array_equal(ranking.delta_p[k], shift.delta_p[k, expected])
+            np.testing.assert_array_equal(ranking.log_ratio[k], shift.log_ratio[k, expected])
+
+
+def test_too_few_tokens_are_filled_up_with_none() -> None:
+    p = np.asarray([[0.9, 0.09, 0.01, 0.0]], np.float32)
+    delta = np.asarray([[-0.5, 0.0, 0.0, 0.5]], np.float32)
+    shift = Shift(delta, delta * 2, p, np.zeros(1, np.float32), np.zeros(1, np.float32), np.ones(1, np.int64))
+    top = shift.top(6, floor=0.05)
+    assert top.promoted.ids[0, 0] == 3 and top.promoted.ids[0, 4:].tolist() == [-1, -1]
+    assert top.promoted_ratio.ids[0].tolist() == [3, 1, 0, -1, -1, -1]
+    assert top.demoted_ratio.ids[0].tolist() == [0, 1, 3, -1, -1, -1]
+    assert top.demoted_ratio.log_ratio[0].tolist() == [-1, 0, 1, 0, 0, 0]
+    with pytest.raises(ConfigError, match="got 0"):
+        shift.top(0)
+
+
+# The logit lens
+
+
+def test_the_lens_is_the_unembedding_of_the_weighted_direction(architecture: LoadedModel) -> None:
+    norm = architecture.model.base_model
+    norm = next(getattr(norm, name) for name in ("norm", "ln_f", "final_layer_norm") if hasattr(norm, name))
+    norm.weight.data = torch.linspace(0.5, 2, 32)
+    try:
+        v = directions(4, 32)
+        found = logit_lens(architecture, v)
+        centred = v if not hasattr(norm, "bias") else v - v.mean(1, keepdims=True)
+        expected = (centred * norm.weight.numpy()) @ architecture.model.get_output_embeddings().weight.numpy().T
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    finally:
+        norm.weight.data = torch.ones(32)
+
+
+def test_without_a_final_norm_the_lens_is_the_unembedding(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradatoms.lookahead._final_norm", lambda _loaded: None)
+    v = directions(2, 32)
+    expected = v @ tiny.model.get_output_embeddings().weight.numpy().T
+    np.testing.assert_allclose(logit_lens(tiny, v), expected, atol=1e-5)
+
+
 # J along a step
 
 
@@ -189,6 +366,17 @@ def test_a_step_at_a_later_position_leaves_earlier_terms_out(tiny: LoadedModel) 
             log_probs = whole(tiny, sequence.ids, v[0], alpha, at=position).log_softmax(-1)
             expected = -sum(float(log_probs[q, token]) for q, token, _ in sequence.terms if q >= position)
             assert J[column] == pytest.approx(expected, abs=1e-4)
+
+
+def test_each_row_has_its_step_length(tiny: LoadedModel, examples: list[Example]) -> None:
+    branches = [(s, s.rows[0]) for e in tokenize(tiny, examples) for s in e]
+    v = directions(len(branches), 32)[:, None]
+    eta = np.linspace(-0.3, 0.3, len(branches))
+    found = stepped(tiny, tiny.hook(HOOK), branches, v, eta=eta)
+    for i, branch in enumerate(branches):
+        alone = stepped(tiny, tiny.hook(HOOK), [branch], v[i : i + 1], eta=float(eta[i]))
+        np.testing.assert_allclose(found.objective[i], alone.objective[0], atol=1e-4)
+    assert np.abs(found.objective[:, 1] - found.objective[:, 0]).max() > 1e-2
 
 
 # Generation

@@ -11,8 +11,10 @@ import numpy as np
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.provenance import folder_of
 from gradatoms.errors import AtomsFormatError, ConfigError
-from gradatoms.labels.evidence import Evidence, load_evidence
-from gradatoms.labels.labeler import load_labels, search_labels
+from gradatoms.labels.evidence import Evidence
+from gradatoms.labels.label import Label, load_history, load_labels
+from gradatoms.labels.scored import kept_scores
+from gradatoms.labels.storage import load_evidence
 
 SORTS = ("atom", "density", "coherence", "label")
 
@@ -20,6 +22,7 @@ SORTS = ("atom", "density", "coherence", "label")
 def catalog(atoms: Atoms) -> list[dict[str, Any]]:
     """One row an atom, with the keys that scripts rely on; unlabelled atoms have an empty label."""
     labels, evidence, scores = load_labels(folder_of(atoms)), _evidence(atoms), _scores(atoms)
+    judged = kept_scores(folder_of(atoms), labels)
     rows = []
     for atom in range(len(atoms)):
         label, item, score = labels.get(atom), evidence.get(atom), scores[atom]
@@ -33,7 +36,7 @@ def catalog(atoms: Atoms) -> list[dict[str, Any]]:
                 "stability": score["stability"],
                 "promoted": [t.token for t in item.promoted[:8]] if item else [],
                 "demoted": [t.token for t in item.demoted[:8]] if item else [],
-                "scores": {"confidence": label.confidence} if label else {},
+                "scores": ({"confidence": label.confidence} if label else {}) | judged.get(atom, {}),
             }
         )
     return rows
@@ -64,7 +67,7 @@ def search_catalog(atoms: Atoms, query: str) -> list[dict[str, Any]]:
             f"expected labelled atoms in {folder_of(atoms)}, found no evidence; run `atoms label` first"
         )
     rows = catalog(atoms)
-    return [rows[atom] for atom in search_labels(load_labels(folder_of(atoms)), list(evidence.values()), query)]
+    return [rows[atom] for atom in _search(load_labels(folder_of(atoms)), list(evidence.values()), query)]
 
 
 def atom_page(atoms: Atoms, atom: int) -> dict[str, Any]:
@@ -79,23 +82,45 @@ def atom_page(atoms: Atoms, atom: int) -> dict[str, Any]:
     cosines = atoms.W_dec @ direction
     cosines[atom] = -np.inf
     nearest = np.argsort(-cosines)[:5]
+    history = [r for r in load_history(folder_of(atoms)) if r.atom == atom]
+    injected = item.injected if item else None
     return row | {
         "hook": atoms.hook,
         "sentence": label.sentence if label else "",
         "teacher": label.teacher if label else "",
+        "prompt": label.prompt if label else "",
+        "polarity": label.polarity if label else "",
+        "history": [asdict(r) for r in reversed(history)],
         "promoted": [asdict(t) for t in item.promoted] if item else [],
         "demoted": [asdict(t) for t in item.demoted] if item else [],
-        "neutral_promoted": [asdict(t) for t in item.neutral_promoted] if item else [],
-        "kl": item.kl if item else None,
-        "neutral_kl": item.neutral_kl if item else None,
-        "examples": [asdict(e) for e in item.examples] if item else [],
+        "neutral_promoted": [asdict(t) for t in injected.neutral.promoted] if injected else [],
+        "kl": injected.active.kl if injected else None,
+        "neutral_kl": injected.neutral.kl if injected else None,
+        "lookahead": asdict(injected) if injected else None,
+        "examples": [asdict(e) for e in item.top] if item else [],
+        "random_examples": [asdict(e) for e in item.active] if item else [],
+        "near_misses": [asdict(e) for e in item.near] if item else [],
         "neighbours": [{"atom": int(a), "cosine": float(cosines[a])} for a in nearest],
     }
 
 
+def _search(labels: dict[int, Label], evidence: list[Evidence], query: str) -> list[int]:
+    """Atoms whose label, promoted tokens or top examples hold every word of ``query``, best match first."""
+    words = query.casefold().split()
+    scored = []
+    for item in evidence:
+        label = labels[item.atom].label.casefold() if item.atom in labels else ""
+        promoted = " ".join(t.token for t in item.promoted).casefold()
+        targets = " ".join(e.target + " " + e.prompt for e in item.top).casefold()
+        score = sum(4 * (w in label) + 2 * (w in promoted) + (w in targets) for w in words)
+        if words and all(w in label or w in promoted or w in targets for w in words):
+            scored.append((-score, item.atom))
+    return [atom for _, atom in sorted(scored)]
+
+
 def _evidence(atoms: Atoms) -> dict[int, Evidence]:
     path = folder_of(atoms) / "evidence.h5"
-    return {e.atom: e for e in load_evidence(path)} if path.exists() else {}
+    return {e.atom: e for e in load_evidence(path).evidence} if path.exists() else {}
 
 
 def _scores(atoms: Atoms) -> list[dict[str, Any]]:

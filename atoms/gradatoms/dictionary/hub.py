@@ -32,6 +32,8 @@ FILES = (
     "metrics.json",
     "evidence.h5",
     "labels.jsonl",
+    "labels.null.jsonl",
+    "scores.json",
     "README.md",
     "projector/*.safetensors",
     "projector/*.json",

@@ -1,27 +1,45 @@
-"""Label the atoms of a folder, and read the labels back."""
+"""Label the atoms of a folder: evidence once, then any teacher from that alone; the best of several labels; a person's own."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import datetime
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from gradatoms.dictionary.base import Atoms
+from gradatoms.dictionary.fit import encode_store
 from gradatoms.dictionary.io import load_codes
 from gradatoms.dictionary.provenance import folder_of, require_same_model, store_of
-from gradatoms.dictionary.pushes import held_out_mask
-from gradatoms.errors import AtomsFormatError
-from gradatoms.gradients.task import examples_of
-from gradatoms.labels.evidence import Evidence, gather_evidence, load_evidence, save_evidence
-from gradatoms.labels.teacher import Label, LabelFailure, Teacher
+from gradatoms.errors import AtomsFormatError, ConfigError
+from gradatoms.labels.budget import Estimate
+from gradatoms.labels.evidence import Evidence, Trials
+from gradatoms.labels.gather import EvidenceConfig, gather
+from gradatoms.labels.judges import EmbeddingJudge, Judge
+from gradatoms.labels.label import (
+    HUMAN,
+    MAX_WORDS,
+    VARIANTS,
+    Label,
+    LabelFailure,
+    Result,
+    Variant,
+    append_results,
+    distinct,
+    label_texts,
+    load_labels,
+)
+from gradatoms.labels.scoring import AMONG, Scores, score_labels
+from gradatoms.labels.storage import Gathered, load_evidence
+from gradatoms.labels.teacher import Teacher
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress, silent
 
 Loader = Callable[[], LoadedModel]
 """Gives the model when it is needed."""
+NULL = "labels.null.jsonl"
+"""Labels of random directions, as ``labels.jsonl``; ``atom`` is the number of the direction."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,10 @@ class LabelReport:
 
     labelled: int
     failed: int
+    failures: dict[str, int] = field(default_factory=dict)
+    """How many of each kind."""
+    chosen: dict[str, int] = field(default_factory=dict)
+    """With several variants: how many atoms each was best for."""
 
 
 def label_atoms(
@@ -38,90 +60,209 @@ def label_atoms(
     *,
     load: Loader,
     store_path: str | Path | None = None,
-    alpha: float = 0.1,
+    config: EvidenceConfig | None = None,
+    variant: Variant = "both",
     limit: int | None = None,
     progress: Progress = silent,
 ) -> LabelReport:
-    """Append a label (or a typed failure) for every atom to ``labels.jsonl``.
+    """Append a label (or a typed failure) for every atom to ``labels.jsonl``, each as soon as it is there.
 
-    The lookahead runs once; its evidence is kept in ``evidence.h5``, and another teacher works from that alone.
+    The lookahead runs once; its evidence is kept in ``evidence.h5``, and another teacher works from that alone. Random
+    directions are labelled in the same way, as the null of the scores.
 
     Args:
         load: gives the model; called only if there is no evidence yet.
-        limit: label only the first so many atoms.
+        config: how evidence is gathered, where there is none; asked with other settings, it is gathered again.
+        limit: label only the first so many atoms, and no random direction.
     """
-    folder = folder_of(atoms)
-    evidence = ensure_evidence(atoms, load, store_path=store_path, alpha=alpha, progress=progress)[:limit]
-    taken: set[str] = set()
-    results: list[Label | LabelFailure] = []
-    for item in evidence:
-        result = teacher.label(item, frozenset(taken))
-        if isinstance(result, Label):
-            taken.add(result.label)
+    gathered = ensure_evidence(atoms, load, store_path=store_path, config=config, progress=progress)
+    results = []
+    total = len(gathered.evidence[:limit])
+    by_hand = {a: label.label for a, label in load_labels(folder_of(atoms)).items() if label.teacher == HUMAN}
+    for result in _finished(teacher.label(gathered.evidence[:limit], variant=variant), by_hand.values()):
+        append_results(folder_of(atoms), [result])
         results.append(result)
-    with (folder / "labels.jsonl").open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results)
-    labelled = sum(isinstance(r, Label) for r in results)
-    return LabelReport(labelled, len(results) - labelled)
+        progress("label", len(results), total)
+    if limit is None:
+        append_results(folder_of(atoms), _finished(teacher.label(gathered.null_evidence, variant=variant)), NULL)
+    return _report(results)
+
+
+def label_best(
+    atoms: Atoms,
+    teacher: Teacher,
+    judge: Judge,
+    *,
+    load: Loader,
+    store_path: str | Path | None = None,
+    config: EvidenceConfig | None = None,
+    embedder: EmbeddingJudge | None = None,
+    progress: Progress = silent,
+) -> tuple[LabelReport, dict[str, Scores]]:
+    """Label each atom from its examples, from its lookahead, and from both; keep the one that scores best.
+
+    The choice is made on every second held-out trial; the scores that are returned, of each variant and of what was
+    ``chosen``, are from the others. All labels are in the history, the chosen one last.
+    """
+    gathered = ensure_evidence(atoms, load, store_path=store_path, config=config, progress=progress)
+    own, own_failed, picked = _choose(gathered.evidence, gathered.trials, teacher, judge, progress)
+    null, _, null_picked = _choose(gathered.null_evidence, gathered.null_trials, teacher, judge, progress)
+    own_best = {a: own[v][a] for a, v in picked.items()}
+    null_best = {a: null[v][a] for a, v in null_picked.items()}
+    for results, failed, chosen, name in ((own, own_failed, picked, "labels.jsonl"), (null, [], null_picked, NULL)):
+        rows = [results[v][a] for v in VARIANTS for a in results[v] if chosen.get(a) != v]
+        append_results(folder_of(atoms), [*failed, *rows, *(results[v][a] for a, v in chosen.items())], name)
+    scores = {}
+    for name, texts, null_texts in (
+        *((v, label_texts(own[v]), label_texts(null[v])) for v in VARIANTS),
+        ("chosen", label_texts(own_best), label_texts(null_best)),
+    ):
+        scores[name] = score_labels(
+            texts, gathered.trials, judge, random_labels=null_texts, random_trials=gathered.null_trials, half=1,
+            concepts=gathered.about.get("concepts", ()), embedder=embedder, progress=progress,
+        )  # fmt: skip
+    labelled = list(own_best.values())
+    failures = [f for f in own_failed if f.atom not in picked]
+    report = _report([*labelled, *failures])
+    return replace(report, chosen=dict(Counter(picked.values()))), scores
+
+
+def _choose(
+    evidence: Sequence[Evidence], trials: Sequence[Trials], teacher: Teacher, judge: Judge, progress: Progress
+) -> tuple[dict[Variant, dict[int, Label]], list[LabelFailure], dict[int, Variant]]:
+    """Labels of each variant, failures, and the variant whose label scores best for each atom on one half of its trials."""
+    found: dict[Variant, dict[int, Label]] = {}
+    failed: list[LabelFailure] = []
+    marks: dict[int, list[tuple[float, int]]] = {}
+    for order, variant in enumerate(VARIANTS):
+        found[variant] = {}
+        for result in _finished(teacher.label(evidence, variant=variant)):
+            if isinstance(result, Label):
+                found[variant][result.atom] = result
+            else:
+                failed.append(result)
+            progress(f"label from {variant}", len(found[variant]), len(evidence))
+        texts = {a: label.label for a, label in found[variant].items()}
+        scores = score_labels(texts, trials, judge, half=0).labels if len(texts) > 1 else []
+        for s in scores:
+            marks.setdefault(s.atom, []).append((_mark(s.detection, s.fuzzing, s.output_rank), -order))
+        for atom in set(texts) - set(marks):
+            marks[atom] = [(0.0, -order)]
+    return found, failed, {atom: VARIANTS[-max(m)[1]] for atom, m in sorted(marks.items())}
+
+
+def _mark(detection: float | None, fuzzing: float | None, rank: float | None) -> float:
+    """Mean of what there is: detection, fuzzing, and 1 for the first to 0 for the last rank."""
+    parts = [detection, fuzzing, None if rank is None else 1 - (rank - 1) / (AMONG - 1)]
+    known = [p for p in parts if p is not None]
+    return sum(known) / len(known) if known else 0.0
+
+
+def estimate(
+    atoms: Atoms,
+    teacher: Teacher,
+    *,
+    load: Loader,
+    store_path: str | Path | None = None,
+    config: EvidenceConfig | None = None,
+    variant: str = "both",
+    limit: int | None = None,
+    progress: Progress = silent,
+) -> Estimate:
+    """What labelling would ask a server for, random directions included; nothing is sent.
+
+    Raises:
+        ConfigError: a teacher that asks no server.
+    """
+    from gradatoms.labels.chat_teacher import ChatTeacher
+    from gradatoms.labels.remote import RemoteChat
+
+    if not isinstance(teacher, ChatTeacher) or not isinstance(teacher.chat, RemoteChat):
+        raise ConfigError(
+            f"expected a teacher openai:MODEL for a dry run, {teacher.name} costs nothing; leave --dry-run out"
+        )
+    gathered = ensure_evidence(atoms, load, store_path=store_path, config=config, progress=progress)
+    evidence = gathered.evidence[:limit] + (gathered.null_evidence if limit is None else [])
+    variants = VARIANTS if variant == "best" else (as_variant(variant),)
+    return teacher.chat.estimate([q for v in variants for q in teacher.questions(evidence, v)])
+
+
+def as_variant(name: str) -> Variant:
+    """The variant of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for variant in VARIANTS:
+        if variant == name:
+            return variant
+    raise ConfigError(f"expected a variant of {', '.join(VARIANTS)}, best, got {name!r}")
+
+
+def set_label(atoms: Atoms, atom: int, text: str, *, sentence: str = "") -> Label:
+    """Give an atom a label by hand; no machine's label replaces it, a newer one by hand does.
+
+    Raises:
+        ConfigError: no such atom, or the text is empty, of several lines, or of more than eight words.
+    """
+    number = atoms[atom].index
+    words = text.split()
+    if not words or len(words) > MAX_WORDS or not text.isprintable():
+        raise ConfigError(f"expected a label of 1 to {MAX_WORDS} words on one line, got {text!r}")
+    label = Label(atom=number, label=" ".join(words), sentence=sentence, teacher=HUMAN, at=_now())
+    taken = {a: found.label for a, found in load_labels(folder_of(atoms)).items() if a != number}
+    twin = next((a for a, other in taken.items() if other == label.label), None)
+    if twin is not None:
+        raise ConfigError(f"expected a label that no other atom has, atom {twin} is called {label.label!r}; add a word")
+    append_results(folder_of(atoms), [label])
+    return label
 
 
 def ensure_evidence(
-    atoms: Atoms, load: Loader, *, store_path: str | Path | None = None, alpha: float = 0.1, progress: Progress = silent
-) -> list[Evidence]:
-    """The evidence on disk, gathered first if there is none."""
+    atoms: Atoms,
+    load: Loader,
+    *,
+    store_path: str | Path | None = None,
+    config: EvidenceConfig | None = None,
+    progress: Progress = silent,
+) -> Gathered:
+    """The evidence on disk, gathered first if there is none, or none of these settings."""
     path = folder_of(atoms) / "evidence.h5"
-    if not path.exists():
-        store, loaded = store_of(atoms, store_path), load()
-        require_same_model(atoms, loaded)
-        split = atoms.config["holdout"]
-        fitted = np.flatnonzero(~held_out_mask(store, split["fraction"], split["seed"]))
-        codes = load_codes(folder_of(atoms) / "codes.h5")
-        place = {r.id: i for i, r in enumerate(store.examples)}
-        row_example = np.asarray([place[int(e)] for e in store.rows["example"]])
-        save_evidence(
-            path,
-            gather_evidence(
-                loaded, atoms, codes, examples_of(store), row_example, fitted, alpha=alpha, progress=progress
-            ),
-        )
-    return load_evidence(path)
-
-
-def load_labels(folder: Path) -> dict[int, Label]:
-    """The newest label of each atom; failures are left out. Empty where nothing was labelled.
-
-    Raises:
-        AtomsFormatError: a damaged line.
-    """
-    path = folder / "labels.jsonl"
-    if not path.exists():
-        return {}
-    found: dict[int, Label] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    if path.exists():
         try:
-            record = json.loads(line)
-            if "failure" not in record:
-                label = Label(**record)
-                found[label.atom] = label
-        except (ValueError, TypeError) as error:
-            raise AtomsFormatError(f"{path}, line {number}: expected a label, got {error}; remove the line") from error
-    return found
+            kept = load_evidence(path)
+        except AtomsFormatError:
+            if config is None:
+                raise
+        else:
+            asked = {} if config is None else vars(config)
+            if all(kept.about.get(k) == v for k, v in asked.items()):
+                return kept
+    store, loaded = store_of(atoms, store_path), load()
+    require_same_model(atoms, loaded)
+    codes = folder_of(atoms) / "codes.h5"
+    own = store_path is None and codes.exists()
+    return gather(
+        loaded, atoms, load_codes(codes) if own else encode_store(atoms, store), store, path,
+        config or EvidenceConfig(), progress=progress,
+    )  # fmt: skip
 
 
-def label_texts(labels: dict[int, Label]) -> dict[int, str]:
-    """Atom → label text."""
-    return {atom: label.label for atom, label in labels.items()}
+def _finished(results: Iterable[Result], taken: Iterable[str] = ()) -> Iterator[Result]:
+    """Results with the time, and with labels that no other of this call, and none of ``taken``, has."""
+    used = set(taken)
+    for result in results:
+        if isinstance(result, Label):
+            result = replace(result, label=distinct(result.label, used))
+            used.add(result.label)
+        yield replace(result, at=_now())
 
 
-def search_labels(labels: dict[int, Label], evidence: Sequence[Evidence], query: str) -> list[int]:
-    """Atoms whose label, promoted tokens or top targets hold every word of ``query``, best match first."""
-    words = query.casefold().split()
-    scored = []
-    for item in evidence:
-        label = labels[item.atom].label.casefold() if item.atom in labels else ""
-        promoted = " ".join(t.token for t in item.promoted).casefold()
-        targets = " ".join(e.target + " " + e.prompt for e in item.examples).casefold()
-        score = sum(4 * (w in label) + 2 * (w in promoted) + (w in targets) for w in words)
-        if words and all(w in label or w in promoted or w in targets for w in words):
-            scored.append((-score, item.atom))
-    return [atom for _, atom in sorted(scored)]
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _report(results: Sequence[Result]) -> LabelReport:
+    failures = Counter[str](r.kind for r in results if isinstance(r, LabelFailure))
+    failed = sum(failures.values())
+    return LabelReport(len(results) - failed, failed, dict(failures))

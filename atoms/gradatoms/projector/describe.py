@@ -19,7 +19,7 @@ from gradatoms.gradients.residual import ResidualGradients
 from gradatoms.gradients.rows import merge_rows
 from gradatoms.gradients.sequences import tokenize
 from gradatoms.hooking import fast_math
-from gradatoms.labels.labeler import label_texts, load_labels
+from gradatoms.labels.label import label_texts, load_labels
 from gradatoms.models import LoadedModel
 from gradatoms.prefix import Grammar, generate_tail
 from gradatoms.projector.model import (

@@ -30,7 +30,7 @@ from gradatoms.dictionary.provenance import folder_of, require_same_model, store
 from gradatoms.dictionary.pushes import Pushes, held_out_mask
 from gradatoms.errors import ConfigError
 from gradatoms.hooking import fast_math
-from gradatoms.labels.labeler import label_texts, load_labels
+from gradatoms.labels.label import label_texts, load_labels
 from gradatoms.models import LoadedModel
 from gradatoms.prefix import Prefix, run_tail
 from gradatoms.progress import Progress, silent

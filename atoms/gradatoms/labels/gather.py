@@ -1,0 +1,407 @@
+"""Gather evidence and trials for a whole dictionary: the only part of labelling that runs the model.
+
+Each direction is calibrated on the contexts where it is most active, so that its mean effect there is a stated KL, and
+injected with that strength, in both signs, into contexts of three kinds. A chunk of directions at a time; each chunk is
+on disk when it is done, and an interrupted call goes on after the last one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from gradatoms.calibration import calibrate_all, linear
+from gradatoms.dictionary.base import Atoms
+from gradatoms.dictionary.coding import Codes
+from gradatoms.dictionary.fit import kept_metrics
+from gradatoms.dictionary.pushes import held_out_mask
+from gradatoms.errors import ConfigError
+from gradatoms.hooking import fast_math
+from gradatoms.labels.evidence import (
+    NOTHING_MOVED,
+    Evidence,
+    Foretold,
+    Injected,
+    Moved,
+    Neighbour,
+    TokenShift,
+    Trials,
+)
+from gradatoms.labels.negatives import Negatives
+from gradatoms.labels.places import Places
+from gradatoms.labels.selection import (
+    Selected,
+    Sides,
+    Weighted,
+    random_directions,
+    random_threshold,
+    select,
+    select_random,
+)
+from gradatoms.labels.storage import Gathered, load_evidence, save_evidence
+from gradatoms.lookahead import NEUTRAL, Ranking, Shift, logit_lens, lookahead, stepped
+from gradatoms.models import LoadedModel
+from gradatoms.progress import Progress, silent
+from gradatoms_store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvidenceConfig:
+    """How evidence is gathered."""
+
+    kl: float = 0.5
+    """What an injection may change: mean KL(plain ‖ steered) of the next token in the atom's own contexts, nats."""
+    contexts: int = 4
+    """Contexts of each kind that an atom is injected into."""
+    tokens: int = 20
+    """Tokens kept of each ranking."""
+    random: int = 48
+    """Random directions that get the same: the null of every score."""
+    context_tokens: int = 256
+    """Tokens of a context at most; of longer ones the last count. Bounds memory."""
+    chunk: int = 64
+    """Directions at once; bounds memory."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.kl > 0:
+            raise ConfigError(f"expected a KL budget above 0 nats, got {self.kl}")
+        for name, least in (("contexts", 1), ("tokens", 1), ("random", 2), ("context_tokens", 1), ("chunk", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"expected {name} of at least {least}, got {getattr(self, name)}")
+
+
+def gather(
+    loaded: LoadedModel,
+    atoms: Atoms,
+    codes: Codes,
+    store: Store,
+    path: Path,
+    config: EvidenceConfig = EvidenceConfig(),
+    *,
+    progress: Progress = silent,
+) -> Gathered:
+    """Evidence and trials of every atom and of random directions, written to ``path``.
+
+    Args:
+        codes: codes of every row of the store, shape (rows, n_atoms).
+        path: the file to write; what is done is kept beside it, in ``evidence.partial``, until all is.
+
+    Raises:
+        ConfigError: the store has no row on one side of the split.
+    """
+    split = atoms.config.get("holdout", {"fraction": 0.25, "seed": 0})
+    is_held = held_out_mask(store, split["fraction"], split["seed"])
+    fitted, held = np.flatnonzero(~is_held), np.flatnonzero(is_held)
+    if not len(fitted) or not len(held):
+        raise ConfigError(
+            f"expected rows on both sides of the split in {store.path}, got {len(fitted)} fitted and {len(held)} held out; "
+            "harvest more examples"
+        )
+    sides = Sides.of(atoms, store, fitted, held, config.seed)
+    selected = select(atoms, codes, sides, fitted, held, seed=config.seed)
+    noise = random_directions(config.random, atoms.W_dec.shape[1], config.seed)
+    density = float(np.median([s.density for s in selected if s.top] or [0.0]))
+    selected += select_random(noise, sides, density, seed=config.seed)
+    thresholds = np.asarray([random_threshold(sides.X_fitted @ v, density) for v in noise])
+    directions = np.concatenate([atoms.W_dec, noise]).astype(np.float32)
+    about = asdict(config) | {
+        "hook": atoms.hook,
+        "model": loaded.fingerprint.sha,
+        "store": store.fingerprint,
+        "atoms": hashlib.sha256(np.ascontiguousarray(atoms.W_dec).tobytes()).hexdigest()[:16],
+        "density_of_random": density,
+    }
+    partial = _partial(path, about)
+    negatives = Negatives.find(
+        loaded, atoms, store, partial / "negatives.h5", selected, noise, thresholds, seed=config.seed, progress=progress
+    )
+    work = _Work(loaded, atoms, store, directions, selected, negatives, config)
+    scores, concepts = kept_metrics(atoms.path).get("atoms", []) if atoms.path else [], _Concepts(store, codes, held)
+    chunks = []
+    for start in range(0, len(directions), config.chunk):
+        done = partial / f"{start:07d}.h5"
+        if not done.exists():
+            save_evidence(done, work.chunk(range(start, min(start + config.chunk, len(directions)))))
+        chunks.append(load_evidence(done))
+        progress("lookahead", min(start + config.chunk, len(directions)), len(directions))
+    evidence = [e for c in chunks for e in c.evidence]
+    trials = [t for c in chunks for t in c.trials]
+    n = len(atoms)
+    evidence = [replace(e, **_fit_scores(scores, e.atom)) if e.atom < n else e for e in evidence]
+    trials = [replace(t, **concepts.of(t.atom)) if t.atom < n else t for t in trials]
+    gathered = Gathered(
+        evidence[:n],
+        trials[:n],
+        [replace(e, atom=e.atom - n) for e in evidence[n:]],
+        [replace(t, atom=t.atom - n) for t in trials[n:]],
+        about | {"concepts": concepts.names},
+    )
+    save_evidence(path, gathered)
+    shutil.rmtree(partial)
+    return gathered
+
+
+def _partial(path: Path, about: dict[str, Any]) -> Path:
+    """The folder of finished chunks; emptied if it is of another task."""
+    partial, text = path.with_name(path.stem + ".partial"), json.dumps(about, sort_keys=True)
+    note = partial / "about.json"
+    if not note.exists() or note.read_text(encoding="utf-8") != text:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        note.write_text(text, encoding="utf-8")
+    return partial
+
+
+def _fit_scores(scores: Sequence[dict[str, Any]], atom: int) -> dict[str, Any]:
+    if atom >= len(scores):
+        return {}
+    row = scores[atom]
+    return {"verdict": row["verdict"], "coherence": row["coherence"], "stability": row["stability"]}
+
+
+class _Concepts:
+    """The concept that each atom's held-out code lies on most; ground truth, for scoring only."""
+
+    def __init__(self, store: Store, codes: Codes, held: np.ndarray) -> None:
+        by_id = {record.id: record.concept or "" for record in store.iter_examples()}
+        self.names = sorted(set(by_id.values()) - {""})
+        number = {name: i for i, name in enumerate(self.names)}
+        own = np.asarray([number.get(by_id[int(e)], -1) for e in store.rows["example"][held]])
+        self._sums = np.zeros((codes.shape[1], len(self.names)))
+        by_row = codes[held]
+        for c in range(len(self.names)):
+            self._sums[:, c] = np.asarray(by_row[np.flatnonzero(own == c)].maximum(0).sum(axis=0)).reshape(-1)
+
+    def of(self, atom: int) -> dict[str, Any]:
+        if not self.names or not self._sums[atom].sum() > 0:
+            return {}
+        best = int(self._sums[atom].argmax())
+        return {"concept": self.names[best], "concept_share": float(self._sums[atom, best] / self._sums[atom].sum())}
+
+
+class _Work:
+    """What a chunk needs beside its directions."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        atoms: Atoms,
+        store: Store,
+        directions: Float[np.ndarray, "K D"],
+        selected: Sequence[Selected],
+        negatives: Negatives,
+        config: EvidenceConfig,
+    ) -> None:
+        self.loaded, self.atoms, self.store, self.config = loaded, atoms, store, config
+        self.directions, self.selected, self.negatives = directions, selected, negatives
+        self.hook = loaded.hook(atoms.hook)
+        self.neutral = [tuple(ids) for ids in loaded.tokenizer(list(NEUTRAL[: config.contexts])).input_ids]
+
+    def chunk(self, members: range) -> Gathered:
+        """Evidence and trials of some directions."""
+        V, chosen = self.directions[members.start : members.stop], [self.selected[i] for i in members]
+        lists = ("top", "active", "near", "inactive", "trial_active", "trial_inactive")
+        places = Places(self.store, self.loaded, (row for s in chosen for name in lists for row, _ in getattr(s, name)))
+        contexts = _Contexts(places, self.config)
+        active = contexts.pairs([s.top for s in chosen])
+        inactive = contexts.pairs([s.inactive for s in chosen])
+        held = contexts.pairs([s.trial_active for s in chosen])
+        neutral = contexts.shared(self.neutral, len(chosen))
+        one = list({k: (k, c) for k, c in reversed(active)}.values())
+        slopes = linear(self.loaded, self.hook, V, contexts.ids, one)
+        with fast_math(self.loaded):
+            found = calibrate_all(
+                self.loaded, self.hook, V, contexts.ids, active, kl=self.config.kl,
+                start=np.sqrt(2 * self.config.kl / np.maximum(slopes.fisher, 1e-12)),
+            )  # fmt: skip
+            alpha = np.nan_to_num(found.alpha, nan=0.0)
+            moved: dict[tuple[str, float], Shift] = {}
+            for name, pairs in (("active", active), ("inactive", inactive), ("neutral", neutral)):
+                moved[name, 1.0], moved[name, -1.0] = self._twice(V, contexts.ids, pairs, alpha, -alpha)
+            unseen = lookahead(self.loaded, self.hook, V, contexts.ids, held, alpha=alpha)
+            gains = {
+                name: self._gains(places, V, alpha, [getattr(s, name) for s in chosen]) for name in ("top", "inactive")
+            }
+        straight, small = self._twice(V, contexts.ids, one, alpha, alpha / 20)
+        lens = logit_lens(self.loaded, V)
+        names = {key: self._moved(shift) for key, shift in moved.items()}
+        lens_tokens = self._lens_tokens(lens)
+        evidence, trials = [], []
+        for i, number in enumerate(members):
+            injected = None
+            if moved["active", 1.0].contexts[i]:
+                injected = Injected(
+                    alpha=float(alpha[i]),
+                    **{name: names[name, 1.0][i] for name in ("active", "inactive", "neutral")},
+                    **{f"{name}_minus": names[name, -1.0][i] for name in ("active", "inactive", "neutral")},
+                    lens=lens_tokens[i],
+                    own_gain=gains["top"][i, 0],
+                    other_gain=gains["inactive"][i, 0],
+                    own_gain_minus=gains["top"][i, 1],
+                    other_gain_minus=gains["inactive"][i, 1],
+                    linear_cosine=_cosine(slopes.slope[i], straight.log_ratio[i], straight.p[i]),
+                    linear_cosine_small=_cosine(slopes.slope[i], small.log_ratio[i], small.p[i]),
+                )
+            evidence.append(self._evidence(number, chosen[i], places, injected))
+            other = moved["active", 1.0].delta_p[(i + 1) % len(chosen)]
+            foretold = None
+            if unseen.contexts[i]:
+                effect, p = unseen.delta_p[i], unseen.p[i]
+                foretold = Foretold(
+                    **{n: _cosine(moved[n, 1.0].delta_p[i], effect) for n in ("active", "inactive", "neutral")},
+                    lens=_cosine(p * (lens[i] - p @ lens[i]), effect),
+                    null=_cosine(other, effect),
+                )
+            trials.append(self._trials(number, chosen[i], places, unseen, i, foretold))
+        return Gathered(evidence, trials, [], [])
+
+    def _twice(
+        self,
+        V: Float[np.ndarray, "K D"],
+        contexts: Sequence[tuple[int, ...]],
+        pairs: Sequence[tuple[int, int]],
+        alpha: Float[np.ndarray, " K"],
+        other: Float[np.ndarray, " K"],
+    ) -> tuple[Shift, Shift]:
+        """The lookahead with two strengths; each context is computed once."""
+        n = len(V)
+        both = [pair for i, c in pairs for pair in ((i, c), (n + i, c))]
+        found = lookahead(
+            self.loaded, self.hook, np.concatenate([V, V]), contexts, both, alpha=np.concatenate([alpha, other])
+        )
+        return found.part(0, n), found.part(n, 2 * n)
+
+    def _evidence(self, number: int, selected: Selected, places: Places, injected: Injected | None) -> Evidence:
+        def shown(rows: Weighted) -> tuple[Any, ...]:
+            return tuple(places.shown(row, weight) for row, weight in rows if row in places)
+
+        neighbours: tuple[Neighbour, ...] = ()
+        if number < len(self.atoms):
+            cosines = self.atoms.W_dec @ self.directions[number]
+            cosines[number] = -np.inf
+            neighbours = tuple(
+                Neighbour(int(a), float(cosines[a])) for a in np.argsort(-cosines)[: min(5, len(cosines) - 1)]
+            )
+        return Evidence(
+            atom=number,
+            top=shown(selected.top),
+            active=shown(selected.active),
+            near=shown(selected.near),
+            injected=injected,
+            neighbours=neighbours,
+            density=selected.density,
+        )
+
+    def _trials(
+        self, number: int, selected: Selected, places: Places, unseen: Shift, i: int, foretold: Foretold | None
+    ) -> Trials:
+        return Trials(
+            atom=number,
+            active=tuple(
+                self.negatives.trial(number, row, places.shown(row, weight))
+                for row, weight in selected.trial_active
+                if row in places
+            ),
+            inactive=tuple(places.shown(row, weight) for row, weight in selected.trial_inactive if row in places),
+            promoted=self._moved(unseen)[i].promoted if unseen.contexts[i] else (),
+            foretold=foretold,
+        )
+
+    def _moved(self, shift: Shift) -> list[Moved]:
+        tops = shift.top(self.config.tokens)
+        rankings = {
+            name: self._tokens(getattr(tops, name))
+            for name in ("promoted", "demoted", "promoted_ratio", "demoted_ratio")
+        }
+        return [
+            Moved(kl=float(shift.kl[i]), entropy=float(shift.entropy[i]), **{n: r[i] for n, r in rankings.items()})
+            if shift.contexts[i]
+            else NOTHING_MOVED
+            for i in range(len(shift.kl))
+        ]
+
+    def _tokens(self, ranking: Ranking) -> list[tuple[TokenShift, ...]]:
+        columns = zip(ranking.ids.tolist(), ranking.delta_p.tolist(), ranking.log_ratio.tolist(), strict=True)
+        return [
+            tuple(TokenShift(self.loaded.decode([t]), d, r) for t, d, r in zip(*row, strict=True) if t >= 0)
+            for row in columns
+        ]
+
+    def _lens_tokens(self, lens: Float[np.ndarray, "K V"]) -> list[tuple[TokenShift, ...]]:
+        n = min(self.config.tokens, lens.shape[1])
+        part = np.argpartition(-lens, n - 1, axis=1)[:, :n]
+        found = []
+        for i, row in enumerate(part):
+            ordered = row[np.argsort(-lens[i, row], kind="stable")]
+            found.append(tuple(TokenShift(self.loaded.decode([int(t)]), 0.0, float(lens[i, t])) for t in ordered))
+        return found
+
+    def _gains(
+        self, places: Places, V: Float[np.ndarray, "K D"], alpha: Float[np.ndarray, " K"], rows: Sequence[Weighted]
+    ) -> Float[np.ndarray, "K 2"]:
+        """Mean J(h) − J(h ± α‖h‖·v) over some rows of each direction, nats; nan without rows."""
+        branches, owner = [], []
+        for i, chosen in enumerate(rows):
+            for row, _ in chosen[: self.config.contexts]:
+                found = places.branches(row) if row in places else []
+                branches += found
+                owner += [(i, row)] * len(found)
+        total = np.full((len(V), 2), np.nan)
+        if not branches:
+            return total
+        who = np.asarray([i for i, _ in owner])
+        steps = np.stack([V[who], -V[who]], axis=1)
+        J = stepped(self.loaded, self.hook, branches, steps, eta=alpha[who]).objective
+        sums, counts = np.zeros((len(V), 2)), np.zeros(len(V))
+        np.add.at(sums, who, J[:, :1] - J[:, 1:])
+        np.add.at(counts, [i for i, _ in set(owner)], 1)
+        there = counts > 0
+        total[there] = sums[there] / counts[there, None]
+        return total
+
+
+class _Contexts:
+    """Token ids that directions are injected after, each once."""
+
+    def __init__(self, places: Places, config: EvidenceConfig) -> None:
+        self.ids: list[tuple[int, ...]] = []
+        self._places, self._most, self._tokens = places, config.contexts, config.context_tokens
+        self._number: dict[tuple[int, ...], int] = {}
+
+    def _of(self, ids: tuple[int, ...]) -> int:
+        if ids not in self._number:
+            self._number[ids] = len(self.ids)
+            self.ids.append(ids)
+        return self._number[ids]
+
+    def pairs(self, rows: Sequence[Weighted]) -> list[tuple[int, int]]:
+        """(direction, context): the first distinct contexts among each direction's rows."""
+        found = []
+        for i, chosen in enumerate(rows):
+            distinct = dict.fromkeys(
+                self._places.context(row)[-self._tokens :] for row, _ in chosen if row in self._places
+            )
+            found += [(i, self._of(ids)) for ids in list(distinct)[: self._most]]
+        return found
+
+    def shared(self, contexts: Sequence[tuple[int, ...]], n: int) -> list[tuple[int, int]]:
+        """The same contexts for each of n directions."""
+        return [(i, self._of(ids)) for i in range(n) for ids in contexts]
+
+
+def _cosine(a: Float[np.ndarray, " V"], b: Float[np.ndarray, " V"], p: Float[np.ndarray, " V"] | None = None) -> float:
+    """Cosine; with probabilities ``p``, of the deviations from their means under p, weighted by p (the Fisher metric)."""
+    if p is not None:
+        weight = np.sqrt(np.maximum(p, 0))
+        a, b = (a - p @ a) * weight, (b - p @ b) * weight
+    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / scale if scale > 0 else 0.0

@@ -1,0 +1,193 @@
+"""The teacher without a model: it names an atom by what its prompts ask for and the words it pushes toward."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from gradatoms.labels.evidence import Evidence, TokenShift
+from gradatoms.labels.label import MAX_WORDS, Label, LabelFailure, Polarity, Result, Variant, distinct
+from gradatoms.labels.teacher import Teacher
+
+
+class RuleTeacher(Teacher):
+    """Composes "WHAT THE PROMPTS SHARE: words pushed toward".
+
+    A word's score is its share of the example weights (as target), plus its share of the promoted probability in active
+    contexts, plus a tenth of its share in neutral contexts. A promoted token that begins a top target counts for that
+    target. In front goes what the top prompts share (words that carry meaning, in most of them by weight), and what most
+    targets share in form (numbers, an ending, capitals, an opening). Labels of one call are all different.
+    """
+
+    name = "rule-2"
+    words = 4
+    """Words pushed toward, at most, unless more are needed to tell two labels apart."""
+    shared_words = 3
+    """Words of the prompts, at most."""
+
+    def label(self, evidence: Sequence[Evidence], *, variant: Variant = "both") -> Iterator[Result]:
+        taken: set[str] = set()
+        for item in evidence:
+            found = self._one(item.seen_as(variant), taken, variant)
+            if isinstance(found, Label):
+                taken.add(found.label)
+            yield found
+
+    def _one(self, evidence: Evidence, taken: set[str], variant: Variant) -> Result:
+        scores = self._scores(evidence)
+        asked = shared_words([e.prompt for e in evidence.top], [e.weight for e in evidence.top])[: self.shared_words]
+        if not scores and not asked:
+            return LabelFailure(
+                atom=evidence.atom, failure="no promoted word and no active example", kind="no evidence",
+                teacher=self.name, variant=variant,
+            )  # fmt: skip
+        ranked = sorted(scores, key=lambda w: (-scores[w], w))
+        form = shared_form([e.target for e in evidence.top]).split()
+        front = " ".join([*asked, *(w for w in form if w not in asked)][: MAX_WORDS - 2])
+        room = MAX_WORDS - len(front.split())
+        for count in range(min(self.words, room), room + 1):
+            text = ": ".join(part for part in (front, ", ".join(ranked[:count])) if part)
+            if text not in taken or count >= len(ranked):
+                break
+        text = distinct(text, taken)
+        chosen = {w.casefold() for w in ranked[:count]}
+        weight = sum(e.weight for e in evidence.top)
+        covered = sum(e.weight for e in evidence.top if head_word(e.target).casefold() in chosen)
+        return Label(
+            atom=evidence.atom,
+            label=text,
+            sentence=_sentence(ranked[:count], asked, evidence),
+            confidence=covered / weight if weight else 0.0,
+            polarity=_polarity(evidence),
+            teacher=self.name,
+            variant=variant,
+        )
+
+    def _scores(self, evidence: Evidence) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        weight = sum(e.weight for e in evidence.top)
+        heads: dict[str, float] = {}
+        for example in evidence.top:
+            word = head_word(example.target)
+            if word:
+                heads[word] = heads.get(word, 0.0) + example.weight / weight
+        for word, share in heads.items():
+            scores[word] = scores.get(word, 0.0) + share
+        if evidence.injected is None:
+            return scores
+        for tokens, factor in ((evidence.injected.active.promoted, 1.0), (evidence.injected.neutral.promoted, 0.1)):
+            mass = sum(t.delta_p for t in tokens if t.delta_p > 0)
+            for token in tokens:
+                word = _word_of(token, heads) if token.delta_p > 0 else ""
+                if word:
+                    scores[word] = scores.get(word, 0.0) + factor * token.delta_p / mass
+        return scores
+
+
+def _word_of(token: TokenShift, heads: dict[str, float]) -> str:
+    """The target that a promoted token begins, else the token if it is a word of its own; else nothing."""
+    text = token.token.strip()
+    starts = [w for w in heads if text and w.startswith(text)]
+    if starts:
+        return max(starts, key=lambda w: (heads[w], w))
+    alone = is_word(text) and token.token[:1] == " " and text.casefold() not in _FUNCTION_WORDS
+    return text if alone else ""
+
+
+def _sentence(words: Sequence[str], asked: Sequence[str], evidence: Evidence) -> str:
+    sentence = f"Pushes toward {', '.join(words)}" if words else "Pushes toward no one word"
+    if asked:
+        sentence += f" where the text speaks of {' '.join(asked)}"
+    demoted = (t.token.strip() for t in evidence.demoted)
+    against = [w for w in demoted if is_word(w) and w.casefold() not in _FUNCTION_WORDS][:3]
+    return sentence + (f", away from {', '.join(dict.fromkeys(against))}." if against else ".")
+
+
+def _polarity(evidence: Evidence) -> Polarity:
+    """By the probability that leaves the demoted tokens' heaviest against what the promoted tokens' heaviest gains."""
+    if evidence.injected is None:
+        return "promotes"
+    up = max((t.delta_p for t in evidence.promoted), default=0.0)
+    down = max((-t.delta_p for t in evidence.demoted), default=0.0)
+    if up >= down / 2:
+        return "promotes"
+    return "mixed" if up >= down / 4 else "suppresses"
+
+
+# Closed-class words: what a context predicts whatever the atom. They count only where they are a target.
+_FUNCTION_WORDS = frozenset(
+    "a an the this that these those it its he she they him his her their you your we our i me my is are was were be been being am do "
+    "does did has have had of in on at to from by for with as and or but not no nor if so than then there here what which who whom "
+    "whose when where how why all any both each more most other some such only own same too very can will just should now also into "
+    "about over after before between out up down off again once one two another either called known following used".split()
+)
+
+_PATTERNS = {
+    "years": re.compile(r"1\d{3}|20\d\d"),
+    "numbers": re.compile(r"\d+"),
+    "dates": re.compile(r"\d{4}-\d\d-\d\d"),
+    "times": re.compile(r"\d\d?:\d\d"),
+}
+
+_WORD = re.compile(r"[^\W_]{2,}|\d+")
+_PROMPT_WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
+SHARED = 0.6
+"""A word is shared when prompts with this share of the weight hold it."""
+
+
+def is_word(text: str) -> bool:
+    """Whether ``text`` is one whole word of at least two letters, or a number."""
+    return _WORD.fullmatch(text) is not None
+
+
+def head_word(target: str) -> str:
+    """The first word of a target that says something: articles are passed over."""
+    words = target.split()
+    if len(words) > 1 and words[0].casefold() in {"a", "an", "the"}:
+        words = words[1:]
+    return words[0].strip(",;:") if words else ""
+
+
+def shared_words(prompts: Sequence[str], weights: Sequence[float]) -> list[str]:
+    """Words that carry meaning and are in most of the (at least three distinct) prompts by weight, in their usual order.
+
+    Of a long prompt the last 40 words count.
+    """
+    if len(set(prompts)) < 3 or not sum(weights) > 0:
+        return []
+    share: dict[str, float] = {}
+    place: dict[str, list[int]] = {}
+    for prompt, weight in zip(prompts, weights, strict=True):
+        words = [w.casefold() for w in _PROMPT_WORD.findall(prompt)][-40:]
+        for word in dict.fromkeys(words):
+            if len(word) > 1 and word not in _FUNCTION_WORDS:
+                share[word] = share.get(word, 0.0) + weight
+                place.setdefault(word, []).append(len(words) - words.index(word))
+    total = sum(weights)
+    kept = [w for w in share if share[w] >= SHARED * total]
+    kept.sort(key=lambda w: (-round(share[w] / total, 6), sum(place[w]) / len(place[w]), w))
+    chosen = kept[: RuleTeacher.shared_words]
+    return sorted(chosen, key=lambda w: (-sum(place[w]) / len(place[w]), w))
+
+
+def shared_form(targets: Sequence[str]) -> str:
+    """What at least four in five of the (at least three distinct) targets share, as a phrase; empty if nothing."""
+    words = [w for w in (head_word(t) for t in targets) if w]
+    distinct_words = list(dict.fromkeys(words))
+    if len(distinct_words) < 3:
+        return ""
+    need = 0.8 * len(words)
+    for name, pattern in _PATTERNS.items():
+        if sum(pattern.fullmatch(w) is not None for w in words) >= need:
+            return name
+    if sum(w[0] in ".<" for w in words) >= need:
+        return f"text starting with {Counter(w[0] for w in words).most_common(1)[0][0]}"
+    if sum(w.isupper() and len(w) > 1 for w in words) >= need:
+        return "capital letters"
+    letters = [w for w in words if w.isalpha() and len(w) >= 4]
+    for length in (4, 3, 2):
+        endings = Counter(w[-length:] for w in letters)
+        if endings and endings.most_common(1)[0][1] >= need:
+            return f"words in -{endings.most_common(1)[0][0]}"
+    return ""
