@@ -82,8 +82,7 @@ def grouped(
     for members in _similar([(len(contexts[c]), c) for c in wanted]):
         jobs = [(row, direction) for row, c in enumerate(members) for direction in wanted[c]]
         row_J, direction_J = torch.tensor(jobs, device=loaded.device).T.contiguous()
-        below, *cached = _cache(loaded, hook, [contexts[c] for c in members])
-        group = Group(*cached, below, row_J, direction_J)
+        group = Group(*_cache(loaded, hook, [contexts[c] for c in members]), row_J, direction_J)
         if skippable is None:
             skippable = _skips(loaded, hook, group)
         yield group if skippable else replace(group, below=None)
@@ -106,8 +105,8 @@ def _similar(lengths: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
 
 def _cache(
     loaded: LoadedModel, hook: HookSite, contexts: Sequence[Sequence[int]]
-) -> tuple[Below | None, Prefix, torch.Tensor, torch.Tensor]:
-    """The contexts' own part of a group: what comes up from below, prefixes, last tokens, plain log-probabilities."""
+) -> tuple[Prefix, torch.Tensor, torch.Tensor, Below | None]:
+    """The contexts' own part of a group: prefixes, last tokens, plain log-probabilities, what comes up from below."""
     prefix = run_prefix(loaded, [c[:-1] for c in contexts])
     ids = torch.tensor([[c[-1]] for c in contexts], device=loaded.device)
     blocks = _blocks_below(loaded, hook)
@@ -118,7 +117,7 @@ def _cache(
             stack.enter_context(edit_output(blocks[-1], seen.append))
         plain = _log_p(_forward(loaded, prefix, ids, torch.arange(len(contexts), device=loaded.device)))
     whole = bool(seen) and seen[0].shape == (len(contexts), 1, hook.d)
-    return (Below(blocks, seen[0]) if whole else None), prefix, ids, plain
+    return prefix, ids, plain, Below(blocks, seen[0]) if whole else None
 
 
 def _blocks_below(loaded: LoadedModel, hook: HookSite) -> tuple[nn.Module, ...]:

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tests.atoms.faults.answering import GOOD, Answering, answering, each
 
 from gradatoms.errors import ConfigError
 from gradatoms.labels.answer_cache import AnswerCache, Reply
+from gradatoms.labels.background import THREAD, iterate
 from gradatoms.labels.chat import Answer, NoAnswer, Question
 from gradatoms.labels.chat_teacher import ANSWER
 from gradatoms.labels.remote import RemoteChat
@@ -249,8 +250,19 @@ def test_closing_early_cancels_the_rest() -> None:
         answers = remote(server, concurrency=4, timeout_s=60.0).ask([question(i) for i in range(50)])
         assert isinstance(next(answers)[1], Answer)
         answers.close()
-        assert not [t for t in threading.enumerate() if t.name == "gradatoms-ask"]
+        assert not [t for t in threading.enumerate() if t.name == THREAD]
         assert len(server.bodies) <= 6
+
+
+def test_an_error_reaches_the_one_who_asks() -> None:
+    async def run(put: Callable[[int], None]) -> None:
+        put(1)
+        raise OSError("disk full")
+
+    values = iterate(run)
+    assert next(values) == 1
+    with pytest.raises(OSError, match="disk full"):
+        next(values)
 
 
 def test_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,15 +7,13 @@ import importlib.util
 import json
 import os
 import random
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradatoms.errors import ConfigError
 from gradatoms.labels.answer_cache import AnswerCache, Reply, request_key
+from gradatoms.labels.background import iterate
 from gradatoms.labels.budget import Budget, Estimate, Prices, count_tokens
 from gradatoms.labels.chat import TRIES, Answer, Chat, NoAnswer, Question, settle
 from gradatoms.labels.schema import one_line
@@ -29,7 +27,7 @@ _NO_USE = (401, 402, 404)
 _GIVE_UP = 16
 """Questions in a row without a reply after which no more are sent."""
 
-_Put = Callable[[tuple[int, Answer | NoAnswer] | BaseException | None], None]
+_Put = Callable[[tuple[int, Answer | NoAnswer]], None]
 
 
 class RemoteChat(Chat):
@@ -114,20 +112,12 @@ class RemoteChat(Chat):
         """(question, answer) as they arrive. Closing the iterator cancels what is under way."""
         self.cache.prepare()
         self._stop, self._in_vain = None, 0
-        results: SimpleQueue[tuple[int, Answer | NoAnswer] | BaseException | None] = SimpleQueue()
-        loop = asyncio.new_event_loop()
-        task = loop.create_task(self._run(list(questions), results.put))
-        thread = threading.Thread(target=_drive, args=(loop, task, results.put), name="gradatoms-ask", daemon=True)
-        thread.start()
-        try:
-            while (result := results.get()) is not None:
-                if isinstance(result, BaseException):
-                    raise result
-                yield result
-        finally:
-            with suppress(RuntimeError):  # the loop is closed: all was answered
-                loop.call_soon_threadsafe(task.cancel)
-            thread.join()
+        asked = list(questions)
+
+        def run(put: _Put) -> Coroutine[Any, Any, None]:
+            return self._run(asked, put)
+
+        yield from iterate(run)
 
     async def _run(self, questions: list[Question], put: _Put) -> None:
         from gradatoms.labels.wire import Wire
@@ -289,24 +279,6 @@ def _outcome(reply: Reply, question: Question, tries: int) -> Answer | NoAnswer 
     if isinstance(outcome, str) and reply.finish == "length":
         return f"the answer was cut off after {question.max_tokens} tokens; be shorter"
     return outcome
-
-
-def _drive(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None], put: _Put) -> None:
-    """Run the task to its end in this thread; the last thing put is None, or the error that ended it."""
-    end: BaseException | None = None
-    try:
-        loop.run_until_complete(task)
-    except asyncio.CancelledError:
-        pass
-    except BaseExceptionGroup as errors:
-        end = errors.exceptions[0]
-    except BaseException as error:  # handed to the thread that asked
-        end = error
-    finally:
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()
-        put(end)
 
 
 def _input_tokens(question: Question) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.sparse import csc_array
 
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.coding import Codes
@@ -24,6 +25,8 @@ DRAWN = 8
 """Examples drawn of each other kind."""
 TRIALS = 10
 """Held-out examples of each kind that a label is scored on."""
+POOL = 48
+"""Fitted rows that inactive examples are drawn from."""
 SAMPLE = 16_384
 """Rows of each side that near misses and random directions are looked for in; bounds memory and time."""
 _CELLS = 2**25
@@ -43,7 +46,7 @@ class Selected:
     near: Weighted = field(default_factory=list)
     """Fitted, not active, of largest product with the direction."""
     inactive: Weighted = field(default_factory=list)
-    """Fitted, not active, drawn."""
+    """Fitted, not active, drawn from a pool that all directions share, so that few contexts have to be computed."""
     trial_active: Weighted = field(default_factory=list)
     """Held out, active, spread evenly from the largest code to the smallest."""
     trial_inactive: Weighted = field(default_factory=list)
@@ -60,6 +63,8 @@ class Sides:
     held: Int[np.ndarray, " H"]
     X_fitted: Float[np.ndarray, "F D"]
     X_held: Float[np.ndarray, "H D"]
+    pool: Int[np.ndarray, " P"]
+    """Fitted rows that every direction's inactive examples are drawn from."""
 
     @classmethod
     def of(
@@ -74,7 +79,8 @@ class Sides:
             rows.append(chosen)
             found = pushes.only(chosen).all() if len(chosen) else np.zeros((0, atoms.W_dec.shape[1]), np.float32)
             parts.append(atoms.center(found))
-        return cls(rows[0], rows[1], parts[0], parts[1])
+        pool = np.sort(_draw(rng, len(rows[0]), POOL))
+        return cls(rows[0], rows[1], parts[0], parts[1], rows[0][pool])
 
 
 def select(
@@ -137,14 +143,14 @@ def _selected(
         top=own[:TOP],
         active=[own[TOP + i] for i in np.sort(_draw(rng, len(own) - TOP, DRAWN))],
         near=[(int(sides.fitted[i]), 0.0) for i in order if np.isfinite(near[i])],
-        inactive=_without(rng, sides.fitted, own, DRAWN),
+        inactive=_without(rng, sides.pool, own, DRAWN),
         trial_active=[held[i] for i in spread],
         trial_inactive=_without(rng, sides.held, held, TRIALS),
         density=density,
     )
 
 
-def _column(by_atom: Codes, atom: int, rows: Int[np.ndarray, " N"]) -> Weighted:
+def _column(by_atom: csc_array, atom: int, rows: Int[np.ndarray, " N"]) -> Weighted:
     a, b = by_atom.indptr[atom], by_atom.indptr[atom + 1]
     return _ranked(rows[by_atom.indices[a:b]], by_atom.data[a:b])
 
