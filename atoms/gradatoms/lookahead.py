@@ -248,6 +248,10 @@ def _through(norm: nn.Module, v_KD: torch.Tensor, dtype: torch.dtype) -> torch.T
 # J along a step
 
 
+_BRANCHES = 32
+"""Branches that are stepped at once; with their steps this bounds memory."""
+
+
 @dataclass(frozen=True)
 class Stepped:
     """What steps do to the objective, R rows and M steps each."""
@@ -278,42 +282,56 @@ def stepped(
     Raises:
         ConfigError: there is not one length a row.
     """
-    objective = np.zeros((len(branches), 1 + steps.shape[1]), dtype=np.float32)
+    n_steps = 1 + steps.shape[1]
+    objective = np.zeros((len(branches), n_steps), dtype=np.float32)
     divergence = np.zeros_like(objective)
     length = per_direction(eta, len(branches), loaded.device)
-    done = 0
     order = sorted(range(len(branches)), key=lambda i: branches[i][0].ids[: branches[i][1]])  # equal ones together
-    for members in by_length([branches[i][0].ids[: branches[i][1]] for i in order], 32):
+    done = 0
+    for members in by_length([branches[i][0].ids[: branches[i][1]] for i in order], _BRANCHES):
         group = [order[i] for i in members]
+        directions = np.concatenate([np.zeros((len(group), 1, hook.d), np.float32), steps[group]], axis=1)
         chosen = [branches[i] for i in group]
-        contexts = {s.ids[:p]: None for s, p in chosen}
-        prefix = run_prefix(loaded, list(contexts))
-        tails = [s.ids[p:] for s, p in chosen]
-        width = max(len(t) for t in tails)
-        ids = torch.tensor([[*t, *[0] * (width - len(t))] for t in tails], device=loaded.device)
-        terms = [(row, q - p, token, w) for row, (s, p) in enumerate(chosen) for q, token, w in s.terms if q >= p]
-        row_P, pos_P, token_P, weight_P = (
-            torch.tensor(column, device=loaded.device) for column in zip(*terms, strict=True)
+        objective[group], divergence[group] = _stepped(
+            loaded, hook, chosen, torch.as_tensor(directions, device=loaded.device), length[group]
         )
-        place = {context: i for i, context in enumerate(contexts)}
-        rows = torch.tensor([place[s.ids[:p]] for s, p in chosen], device=loaded.device)
-
-        def by_row(values: torch.Tensor, of: torch.Tensor = row_P, n: int = len(chosen)) -> torch.Tensor:
-            return torch.zeros(n, device=values.device).index_add_(0, of, values)
-
-        first: torch.Tensor | None = None
-        count = by_row(torch.ones(len(terms), device=loaded.device))
-        for m in [1, 0, *range(2, 1 + steps.shape[1])]:
-            direction = torch.as_tensor(
-                steps[group, m - 1] if m else np.zeros((len(group), hook.d), np.float32), device=loaded.device
-            )
-            with edit_site(hook, adder(direction, length[group])):
-                logits = run_tail(loaded, prefix, rows, ids=ids, at=(row_P, pos_P)).float()
-            log_p = logits.log_softmax(-1)
-            first = log_p if first is None else first
-            values = logits if chosen[0][0].logit else log_p
-            objective[group, m] = by_row(-weight_P * values.gather(1, token_P[:, None])[:, 0]).cpu().numpy()
-            divergence[group, m] = (by_row((first.exp() * (first - log_p)).sum(-1)) / count).cpu().numpy()
         done += len(group)
         progress("step recovered", done, len(branches))
     return Stepped(objective, divergence)
+
+
+def _stepped(
+    loaded: LoadedModel,
+    hook: HookSite,
+    branches: Sequence[tuple[TokenSequence, int]],
+    direction_RMD: Float[torch.Tensor, "R M D"],
+    length_R: Float[torch.Tensor, " R"],
+) -> tuple[Float[np.ndarray, "R M"], Float[np.ndarray, "R M"]]:
+    """J and divergence of branches whose contexts are of one length, after each of their M steps, in one pass."""
+    n, m = direction_RMD.shape[:2]
+    contexts = {s.ids[:p]: None for s, p in branches}
+    prefix = run_prefix(loaded, list(contexts))
+    place = {context: i for i, context in enumerate(contexts)}
+    rows = torch.tensor([place[s.ids[:p]] for s, p in branches], device=loaded.device)
+    tails = [s.ids[p:] for s, p in branches]
+    width = max(len(t) for t in tails)
+    ids = torch.tensor([[*t, *[0] * (width - len(t))] for t in tails], device=loaded.device)
+    terms = [(row, q - p, token, w) for row, (s, p) in enumerate(branches) for q, token, w in s.terms if q >= p]
+    row_P, pos_P, token_P, weight_P = (
+        torch.tensor(column, device=loaded.device) for column in zip(*terms, strict=True)
+    )
+    at = (torch.cat([row_P + n * k for k in range(m)]), pos_P.repeat(m))
+    steps = direction_RMD.transpose(0, 1).reshape(n * m, -1)
+    with edit_site(hook, adder(steps, length_R.repeat(m))):
+        logits = run_tail(loaded, prefix, rows.repeat(m), ids=ids.repeat(m, 1), at=at).float()
+    logits_MPV = logits.view(m, len(terms), -1)
+    log_p_MPV = logits_MPV.log_softmax(-1)
+
+    def by_row(values_MP: torch.Tensor) -> torch.Tensor:
+        return values_MP.new_zeros(m, n).index_add_(1, row_P, values_MP)
+
+    values = (logits_MPV if branches[0][0].logit else log_p_MPV).gather(2, token_P.expand(m, -1)[..., None])[..., 0]
+    first = log_p_MPV[1]
+    kl_MP = torch.stack([(first.exp() * (first - log_p)).sum(-1) for log_p in log_p_MPV])
+    count = by_row(torch.ones_like(kl_MP))
+    return by_row(-weight_P * values).T.cpu().numpy(), (by_row(kl_MP) / count).T.cpu().numpy()

@@ -193,6 +193,12 @@ def _listing(rows: list[dict[str, Any]]) -> str:
     return table(["atom", "label", "verdict", "density", "coher."], cells, wide=1)
 
 
+def _score(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number(value) if isinstance(value, float | int) else "–"
+
+
 def _page(page: dict[str, Any]) -> str:
     lines = [
         f"atom {page['atom']}: {printable(page['label'] or '(unlabelled)')}",
@@ -201,10 +207,22 @@ def _page(page: dict[str, Any]) -> str:
     ]
     if page["sentence"]:
         lines.append(printable(page["sentence"]))
+    if page["label"]:
+        by = f"named by {printable(page['teacher'])}"
+        lines.append(", ".join([by, *(f"{name} {_score(value)}" for name, value in page["scores"].items())]))
+    if page["lookahead"]:
+        moved = page["lookahead"]
+        lines.append(
+            f"injected at {moved['alpha']:.3f} ‖h‖: KL {page['kl']:.2f} nats here, {page['neutral_kl']:.2f} in neutral contexts; "
+            f"gains {number(moved['own_gain'])} nats on its examples, {number(moved['other_gain'])} on others"
+        )
     for name, key in (("promoted", "promoted"), ("demoted", "demoted"), ("in neutral contexts", "neutral_promoted")):
         tokens = "  ".join(f"{printable(t['token'])!r} {t['delta_p']:+.3f}" for t in page[key][:6])
         lines.append(f"{name}: {tokens or '–'}")
     lines.append("top fitted examples:")
     lines += [f"  {e['weight']:.2f}  {cut(e['prompt'], 52)} →{cut(e['target'], 18)}" for e in page["examples"][:8]]
+    if page["near_misses"]:
+        lines.append("near misses:")
+        lines += [f"        {cut(e['prompt'], 52)} →{cut(e['target'], 18)}" for e in page["near_misses"][:3]]
     lines.append("closest atoms: " + ", ".join(f"{n['atom']} ({n['cosine']:.2f})" for n in page["neighbours"]))
     return "\n".join(lines)

@@ -58,12 +58,12 @@ class Injected:
     neutral_minus: Moved
     lens: tuple[TokenShift, ...]
     """Logit lens: tokens whose unembedding is closest to the atom; ``log_ratio`` is the logit per unit atom."""
-    own_gain: float
-    """Mean J(h) − J(h + α‖h‖·atom) on examples the atom is active on, nats: what the push gains."""
-    other_gain: float
+    own_gain: float | None
+    """Mean J(h) − J(h + α‖h‖·atom) on examples the atom is active on, nats: what the push gains; None without examples."""
+    other_gain: float | None
     """The same on examples it is not active on."""
-    own_gain_minus: float
-    other_gain_minus: float
+    own_gain_minus: float | None
+    other_gain_minus: float | None
     linear_cosine: float
     """Cosine of the measured change of log-probabilities (active contexts, α) with the linear prediction."""
     linear_cosine_small: float
@@ -161,7 +161,9 @@ class Trials:
 
     atom: int
     active: tuple[Trial, ...] = ()
-    """Held-out examples that the atom is active on, each with a hard negative."""
+    """Held-out examples that the atom is strongly active on (``selection.STRONG``), each with a hard negative."""
+    weak: tuple[Trial, ...] = ()
+    """Held-out examples that it is active on with a smaller code."""
     inactive: tuple[Shown, ...] = ()
     """A random draw of held-out examples that it is not active on."""
     promoted: tuple[TokenShift, ...] = ()

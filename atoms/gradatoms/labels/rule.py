@@ -21,7 +21,7 @@ class RuleTeacher(Teacher):
     """
 
     name = "rule-2"
-    words = 4
+    words = 5
     """Words pushed toward, at most, unless more are needed to tell two labels apart."""
     shared_words = 3
     """Words of the prompts, at most."""
@@ -46,14 +46,15 @@ class RuleTeacher(Teacher):
         form = shared_form([e.target for e in evidence.top]).split()
         front = " ".join([*asked, *(w for w in form if w not in asked)][: MAX_WORDS - 2])
         room = MAX_WORDS - len(front.split())
-        for count in range(min(self.words, room), room + 1):
+        most = max((n for n in range(len(ranked) + 1) if sum(len(w.split()) for w in ranked[:n]) <= room), default=0)
+        for count in range(min(self.words, most), most + 1):
             text = ": ".join(part for part in (front, ", ".join(ranked[:count])) if part)
-            if text not in taken or count >= len(ranked):
+            if text not in taken:
                 break
         text = distinct(text, taken)
         chosen = {w.casefold() for w in ranked[:count]}
         weight = sum(e.weight for e in evidence.top)
-        covered = sum(e.weight for e in evidence.top if head_word(e.target).casefold() in chosen)
+        covered = sum(e.weight for e in evidence.top if head_phrase(e.target).casefold() in chosen)
         return Label(
             atom=evidence.atom,
             label=text,
@@ -69,19 +70,19 @@ class RuleTeacher(Teacher):
         weight = sum(e.weight for e in evidence.top)
         heads: dict[str, float] = {}
         for example in evidence.top:
-            word = head_word(example.target)
+            word = head_phrase(example.target)
             if word:
                 heads[word] = heads.get(word, 0.0) + example.weight / weight
         for word, share in heads.items():
             scores[word] = scores.get(word, 0.0) + share
         if evidence.injected is None:
             return scores
-        for tokens, factor in ((evidence.injected.active.promoted, 1.0), (evidence.injected.neutral.promoted, 0.1)):
-            mass = sum(t.delta_p for t in tokens if t.delta_p > 0)
-            for token in tokens:
-                word = _word_of(token, heads) if token.delta_p > 0 else ""
+        for tokens, factor in ((evidence.injected.active.promoted, 1.5), (evidence.injected.neutral.promoted, 0.1)):
+            words = [(_word_of(t, heads), t.delta_p) for t in tokens if t.delta_p > 0]
+            mass = sum(delta for word, delta in words if word)
+            for word, delta in words:
                 if word:
-                    scores[word] = scores.get(word, 0.0) + factor * token.delta_p / mass
+                    scores[word] = scores.get(word, 0.0) + factor * delta / mass
         return scores
 
 
@@ -147,6 +148,15 @@ def head_word(target: str) -> str:
     if len(words) > 1 and words[0].casefold() in {"a", "an", "the"}:
         words = words[1:]
     return words[0].strip(",;:") if words else ""
+
+
+def head_phrase(target: str) -> str:
+    """The head word, with the next one where both are capitalised, as in names."""
+    word = head_word(target)
+    rest = target.split()[target.split().index(word) + 1 :] if word in target.split() else []
+    if rest and word[:1].isupper() and rest[0][:1].isupper():
+        return f"{word} {rest[0].strip(',;:')}"
+    return word
 
 
 def shared_words(prompts: Sequence[str], weights: Sequence[float]) -> list[str]:

@@ -2,8 +2,9 @@
 
 All are measured on held-out rows (``Trials``), by a judge that says how well a label fits a target:
 
-    detection   AUROC of fit(label, target) over examples the atom is active on, against *hard negatives*: the same
-                prompts with another target, on whose gradient the atom is not active
+    detection   AUROC of fit(label, target) over examples the atom is strongly active on (code at least a quarter of its
+                largest), against *hard negatives*: the same prompts with another target, on whose gradient the atom is
+                not active; ``detection_weak`` is the same for smaller codes, ``detection_easy`` against random examples
     fuzzing     share of these prompts in which the atom's target fits the label better than the other (chance ½)
     output      whether the label, among 20 labels of other atoms, fits best the tokens that rise when the atom is
                 injected into held-out contexts (chance 1/20)
@@ -26,7 +27,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gradatoms.errors import ConfigError
-from gradatoms.labels.evidence import Trials
+from gradatoms.labels.evidence import TokenShift, Trials
 from gradatoms.labels.judges import EmbeddingJudge, Item, Judge
 from gradatoms.progress import Progress, silent
 
@@ -50,6 +51,8 @@ class LabelScore:
     label: str
     detection: float | None = None
     """AUROC against hard negatives, 0 to 1, chance ½."""
+    detection_weak: float | None = None
+    """The same of examples that the atom is only weakly active on."""
     detection_easy: float | None = None
     """AUROC against random inactive examples."""
     fuzzing: float | None = None
@@ -63,7 +66,7 @@ class LabelScore:
     vague: bool | None = None
 
 
-MEASURES = ("detection", "detection_easy", "fuzzing", "output", "concept")
+MEASURES = ("detection", "detection_weak", "detection_easy", "fuzzing", "output", "concept")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +174,8 @@ class _Asked:
     paired: list[int]
     """Active examples that have a hard negative, in the order of ``hard``."""
     hard: list[int]
+    weak: list[int]
+    weak_hard: list[int]
     easy: list[int]
     tokens: list[list[int]]
     """Of the label itself and of its rivals."""
@@ -196,6 +201,8 @@ def _ask(
                 active=fits.ask(text, [Item(t.prompt, t.target) for t in trial.active]),
                 paired=fits.ask(text, [Item(t.prompt, t.target) for t in with_other]),
                 hard=fits.ask(text, [Item(t.prompt, t.other) for t in with_other]),
+                weak=fits.ask(text, [Item(t.prompt, t.target) for t in trial.weak]),
+                weak_hard=fits.ask(text, [Item(t.prompt, t.other) for t in trial.weak if t.other]),
                 easy=fits.ask(text, [Item(t.prompt, t.target) for t in trial.inactive]),
                 tokens=[fits.ask(label, [Item("", t) for t in _tokens(trial)]) for label in (text, *drawn)],
                 random=[
@@ -222,6 +229,7 @@ def _read(
                 atom=trial.atom,
                 label=text,
                 detection=_auroc(values[at.active], values[at.hard]),
+                detection_weak=_auroc(values[at.weak], values[at.weak_hard]),
                 detection_easy=_auroc(values[at.active], values[at.easy]),
                 fuzzing=_wins(values[at.paired], values[at.hard]),
                 output=None if rank is None else float(rank[0] == 1) / rank[1],
@@ -265,12 +273,17 @@ class _Fits:
         return np.asarray(found, np.float64)
 
 
+def _risen(trial: Trials) -> list[TokenShift]:
+    """The tokens that rise most, of those with a letter or digit."""
+    return [t for t in trial.promoted if t.delta_p > 0 and any(c.isalnum() for c in t.token)][:TOKENS]
+
+
 def _tokens(trial: Trials) -> list[str]:
-    return [t.token for t in trial.promoted if t.delta_p > 0][:TOKENS]
+    return [t.token for t in _risen(trial)]
 
 
 def _weights(trial: Trials) -> Float[np.ndarray, " T"]:
-    weights = np.asarray([t.delta_p for t in trial.promoted if t.delta_p > 0][:TOKENS])
+    weights = np.asarray([t.delta_p for t in _risen(trial)])
     return weights / weights.sum() if len(weights) else weights
 
 
@@ -315,6 +328,7 @@ def _halved(trials: Trials, half: int | None) -> Trials:
     return replace(
         trials,
         active=trials.active[half::2],
+        weak=trials.weak[half::2],
         inactive=trials.inactive[half::2],
         promoted=tuple(t for t in trials.promoted if t.delta_p > 0)[half::2],
     )

@@ -25,6 +25,8 @@ DRAWN = 8
 """Examples drawn of each other kind."""
 TRIALS = 10
 """Held-out examples of each kind that a label is scored on."""
+STRONG = 0.25
+"""An example counts as active in a trial if its code is at least this share of the atom's largest fitted one."""
 POOL = 48
 """Fitted rows that inactive examples are drawn from."""
 SAMPLE = 16_384
@@ -48,7 +50,9 @@ class Selected:
     inactive: Weighted = field(default_factory=list)
     """Fitted, not active, drawn from a pool that all directions share, so that few contexts have to be computed."""
     trial_active: Weighted = field(default_factory=list)
-    """Held out, active, spread evenly from the largest code to the smallest."""
+    """Held out, with a code of at least a quarter of the largest fitted one, spread evenly from the largest down."""
+    trial_weak: Weighted = field(default_factory=list)
+    """Held out, active with a smaller code, spread in the same way."""
     trial_inactive: Weighted = field(default_factory=list)
     """Held out, not active, drawn."""
     density: float = 0.0
@@ -138,16 +142,24 @@ def _selected(
 ) -> Selected:
     rng = np.random.default_rng([seed, 2, number])
     order = np.argsort(-near, kind="stable")[:DRAWN]
-    spread = np.unique(np.linspace(0, max(0, len(held) - 1), min(TRIALS, len(held))).round().astype(int)).tolist()
+    bar = STRONG * own[0][1] if own else 0.0
+    strong, weak = [x for x in held if x[1] >= bar], [x for x in held if x[1] < bar]
     return Selected(
         top=own[:TOP],
         active=[own[TOP + i] for i in np.sort(_draw(rng, len(own) - TOP, DRAWN))],
         near=[(int(sides.fitted[i]), 0.0) for i in order if np.isfinite(near[i])],
         inactive=_without(rng, sides.pool, own, DRAWN),
-        trial_active=[held[i] for i in spread],
+        trial_active=_spread(strong, TRIALS),
+        trial_weak=_spread(weak, TRIALS // 2),
         trial_inactive=_without(rng, sides.held, held, TRIALS),
         density=density,
     )
+
+
+def _spread(ranked: Weighted, most: int) -> Weighted:
+    """At most so many, evenly from the first to the last."""
+    at = np.unique(np.linspace(0, max(0, len(ranked) - 1), min(most, len(ranked))).round().astype(int))
+    return [ranked[i] for i in at]
 
 
 def _column(by_atom: csc_array, atom: int, rows: Int[np.ndarray, " N"]) -> Weighted:
