@@ -68,6 +68,8 @@ def label(
     if history is not None:
         _history(atoms, history, json)
         return
+    if variant == "best" and limit is not None:
+        raise typer.BadParameter("--limit does not go with --variant best, which labels and scores every atom")
     remote = _remote(base_url, concurrency, budget_usd, budget_tokens, price)
     chosen = make_teacher(teacher, **remote)
     options: dict[str, Any] = {
@@ -81,7 +83,8 @@ def label(
             emit(value, "\n".join(f"{k.replace('_', ' ')}: {number(v)}" for k, v in value.items()), as_json=json)
             return
         if variant == "best":
-            scorer, embedder = _judge(atoms, judge, model, {}), _embedder()
+            scorer = _judge(atoms, judge, model, {})
+            embedder = _embedder(scorer)
             report, scores = labeler.label_best(atoms, chosen, scorer, embedder=embedder, progress=progress, **options)
             value = asdict(report) | {
                 "variants": {v: {k: m.to_dict() for k, m in s.summary().items()} for v, s in scores.items()}
@@ -121,7 +124,7 @@ def score(
     atoms = load_atoms(folder)
     scorer = _judge(atoms, judge, model, _remote(base_url, concurrency, budget_usd, budget_tokens, price))
     with bars() as progress:
-        value = score_folder(atoms, scorer, embedder=_embedder(), progress=progress)
+        value = score_folder(atoms, scorer, embedder=_embedder(scorer), progress=progress)
     lines = [
         f"judge: {value['judge']}",
         "",
@@ -158,9 +161,11 @@ def _judge(atoms: Atoms, name: str, model: str | None, remote: dict[str, Any]) -
     return make_judge(name, load=lambda: load_model_of(atoms, model), **remote)
 
 
-def _embedder() -> EmbeddingJudge | None:
+def _embedder(judge: Judge) -> EmbeddingJudge | None:
     from gradatoms.labels.judges import EmbeddingJudge
 
+    if isinstance(judge, EmbeddingJudge):
+        return judge
     return EmbeddingJudge() if EmbeddingJudge.installed() else None
 
 

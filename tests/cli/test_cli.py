@@ -28,7 +28,7 @@ from gradatoms_store import open_store, store_info, verify_store
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
 MAIN = "from gradatoms_cli.main import main; main()"
 COMMANDS = [
-    *"demo|harvest|store info|store verify|store view|store merge|store export|store import|fit|eval|label".split("|"),
+    *"demo|harvest|store info|store verify|store view|store merge|store export|store import|fit|eval|label|score".split("|"),
     *"ls|show|search|describe|projector train|projector eval|steer|encode|export|push|pull".split("|"),
 ]
 METRIC = {"value", "null", "unit", "better", "n"}
@@ -233,6 +233,24 @@ def test_export_push_and_pull(ran: Pipeline, tmp_path: Path) -> None:
 def test_label(ran: Pipeline) -> None:
     value = ran.printed["label"]
     assert value["labelled"] + value["failed"] == 6 and value["labelled"] > 0
+
+
+def test_labels_by_hand_and_scores(ran: Pipeline, tmp_path: Path) -> None:
+    atoms = copy_of(ran, tmp_path)
+    said = inside_json("label", atoms, "--set", 1, "my own name")
+    assert (said["atom"], said["label"], said["teacher"]) == (1, "my own name", "human")
+    best = inside_json("label", atoms, "--variant", "best", "--judge", "likelihood")
+    assert sum(best["chosen"].values()) == best["labelled"] and set(best["variants"]) >= {"both", "chosen"}
+    assert inside_json("show", atoms, 1)["label"] == "my own name"
+    history = inside_json("label", atoms, "--history", 1)["history"]
+    assert {row["teacher"] for row in history} == {"human", "rule-2"} and len(history) == 5
+    assert "human" in inside("label", atoms, "--history", 1)
+    value = inside_json("score", atoms, "--judge", "likelihood")
+    assert value["judge"].startswith("likelihood:") and value["metrics"]["detection"]["null"] is not None
+    assert "shuffled" in inside("score", atoms, "--judge", "likelihood")
+    scored = [row["scores"] for row in inside_json("ls", atoms)["atoms"] if row["label"]]
+    assert scored and all("detection" in found for found in scored)
+    assert "named by" in inside("show", atoms, 1)
 
 
 def test_eval(ran: Pipeline) -> None:
@@ -466,6 +484,31 @@ def unknown_sort(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
 @refused
 def unknown_teacher(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
     return ["label", ran.atoms, "--teacher", "oracle"], ["rule", "'oracle'"]
+
+
+@refused
+def a_teacher_with_options_of_another(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["label", ran.atoms, "--budget-tokens", 10], ["rule", "budget_tokens"]
+
+
+@refused
+def a_dry_run_of_what_costs_nothing(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["label", ran.atoms, "--dry-run"], ["openai:MODEL", "rule-2"]
+
+
+@refused
+def a_label_that_is_too_long(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["label", ran.atoms, "--set", 1, "one two three four five six seven eight nine"], ["1 to 8 words"]
+
+
+@refused
+def an_unknown_judge(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["score", ran.atoms, "--judge", "oracle"], ["likelihood", "'oracle'"]
+
+
+@refused
+def scores_before_labels(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["score", copy_of(ran, folder, "labels.jsonl"), "--judge", "likelihood"], ["atoms label"]
 
 
 @refused

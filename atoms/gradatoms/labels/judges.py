@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ class EmbeddingJudge(Judge):
         return np.asarray([(c[0] + c[1:].max()) / 2 for c in found], np.float64)
 
 
-def _sentence_model(model: str | None):  # type: ignore[no-untyped-def]
+def _sentence_model(model: str | None) -> Any:
     if model is None:
         spec = importlib.util.find_spec(EMBEDDER_PACKAGE)
         if spec is None or spec.origin is None:
@@ -107,16 +108,25 @@ def _sentence_model(model: str | None):  # type: ignore[no-untyped-def]
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ConfigError(f"expected sentence-transformers, it is not installed: {EMBEDDER_INSTALL}") from error
+    from transformers.utils import logging as hf_logging
+
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
     try:
         return SentenceTransformer(model, device="cpu")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"expected a sentence model at {model}, got {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         ) from error
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
 class LikelihoodJudge(Judge):
-    """How much likelier a language model finds the item's target when it has read the label.
+    """How much likelier a language model finds the item's target when it has read the label; needs no further package.
+
+    With small models it is the weaker judge (``docs/labels.md``).
 
     fit = log p(target ∣ "label" then prompt) − log p(target ∣ prompt), nats, summed over the target's tokens.
     """

@@ -14,10 +14,11 @@ from gradatoms.labels.teacher import Teacher
 class RuleTeacher(Teacher):
     """Composes "WHAT THE PROMPTS SHARE: words pushed toward".
 
-    A word's score is its share of the example weights (as target), plus its share of the promoted probability in active
-    contexts, plus a tenth of its share in neutral contexts. A promoted token that begins a top target counts for that
-    target. In front goes what the top prompts share (words that carry meaning, in most of them by weight), and what most
-    targets share in form (numbers, an ending, capitals, an opening). Labels of one call are all different.
+    A word's score is its share of the example weights (as target), plus 1.5 times its share of the probability that
+    promoted words gain in active contexts, plus a tenth of that share in neutral contexts. A promoted token that begins a
+    top target counts for that target. In front goes what the top prompts share (words that carry meaning, in most of them
+    by weight), and what most targets share in form (numbers, an ending, capitals, an opening). Labels of one call are all
+    different.
     """
 
     name = "rule-2"

@@ -37,6 +37,8 @@ def make_teacher(name: str, **options: object) -> Teacher:
     from gradatoms.labels.rule import RuleTeacher
 
     if name == "rule":
+        if options:
+            raise ConfigError(f"expected no option of a server with rule, got {', '.join(options)}; leave them out")
         return RuleTeacher()
     if name.partition(":")[0] in ("local", "openai"):
         from gradatoms.labels.chat_teacher import ChatTeacher, make_chat
