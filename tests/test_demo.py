@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 
 from gradatoms.demo import DemoConfig, DemoReport, run_demo
 from gradatoms.errors import ConfigError, ExampleError, ModelLoadError
+from gradatoms.labels.judges import EmbeddingJudge
+from gradatoms.labels.label import load_history
 from gradatoms.models import SMOLLM2_INSTALL, SMOLLM2_PACKAGE
 from gradatoms.progress import Progress
 from gradatoms_store import open_store
@@ -147,7 +149,8 @@ STAGES = {
 }
 """Where a demo is interrupted: a stage, and at which of its reports."""
 CHECKS = ("seed", "half-a", "half-b", "null", "null-seed", "null-a", "null-b")
-EVERY = [*list(STAGES)[:2], *CHECKS, *list(STAGES)[2:]]
+LABELS = ("hard negatives", "lookahead", "label", *(["embedding"] if EmbeddingJudge.installed() else []))
+EVERY = [*list(STAGES)[:2], *CHECKS, *LABELS, *list(STAGES)[3:]]
 """All stages in their order, with the fits that atoms are compared with."""
 
 
@@ -178,7 +181,11 @@ def test_an_interrupted_demo_goes_on(
     for hook in mine.hooks:
         a, b = (next(s.batches(hook, 96)).gradients for s in (mine, theirs))
         np.testing.assert_array_equal(a, b)
-    for name in ("labels.jsonl", "sae_weights.safetensors", "projector/weights.safetensors"):
+    made, whole_made = (
+        [replace(row, at="") for row in load_history(c.out / "demo.atoms")] for c in (config, whole.config)
+    )
+    assert made == whole_made
+    for name in ("sae_weights.safetensors", "projector/weights.safetensors"):
         first, second = ((c.out / "demo.atoms" / name).read_bytes() for c in (config, whole.config))
         assert first == second, name
     a, b = (r.to_dict()["metrics"]["decoupled_exact"] for r in (report, whole.report))

@@ -1,6 +1,6 @@
 """The whole pipeline on one corpus, in one folder, resumable stage by stage, ending in a report a person can read.
 
-Stages: load · harvest · fit · label · evaluate · projector · decoupling · one description and one steered text. Each
+Stages: load · harvest · fit · label · score · evaluate · projector · decoupling · one description and one steered text. Each
 leaves its own artifact and is skipped when that is there; what a stage measured of itself is kept in ``stages.json``.
 """
 
@@ -29,9 +29,12 @@ from gradatoms.gradients.reference import one_at_a_time
 from gradatoms.gradients.sequences import tokenize
 from gradatoms.gradients.task import HarvestConfig
 from gradatoms.hooking import has_bfloat16
+from gradatoms.labels.gather import EvidenceConfig
+from gradatoms.labels.judges import EmbeddingJudge
 from gradatoms.labels.label import label_texts, load_labels
 from gradatoms.labels.labeler import label_atoms
 from gradatoms.labels.rule import RuleTeacher
+from gradatoms.labels.scored import score_folder
 from gradatoms.metric import Metric, peak_memory_bytes
 from gradatoms.models import LoadedModel, load_model
 from gradatoms.plots import plot_atoms, plot_metrics
@@ -43,6 +46,8 @@ from gradatoms.projector.train import train_on_store
 from gradatoms.steering import generate_steered
 from gradatoms_store import open_store
 
+RANDOM_DIRECTIONS = 16
+"""Random directions that are labelled beside the atoms."""
 LOOP_EXAMPLES = 12
 """Examples that the one-at-a-time loop is timed on."""
 
@@ -97,7 +102,12 @@ def run_demo(config: DemoConfig, *, progress: Progress = silent) -> DemoReport:
     stages.run("harvest", gather)
     stages.run("fit", learn)
     atoms = load_atoms(atoms_path)
-    stages.run("label", lambda: asdict(label_atoms(atoms, RuleTeacher(), load=lambda: loaded, progress=progress)))
+    evidence = EvidenceConfig(random=RANDOM_DIRECTIONS)
+    stages.run(
+        "label",
+        lambda: asdict(label_atoms(atoms, RuleTeacher(), load=lambda: loaded, config=evidence, progress=progress)),
+    )
+    stages.run("score", lambda: _scores(atoms, progress))
     stages.run("evaluate", lambda: evaluate_folder(atoms, loaded=loaded, progress=progress))
     steps = ProjectorConfig(steps=config.projector_steps, seed=config.seed)
     stages.run("projector", lambda: asdict(train_on_store(loaded, atoms, steps, progress=progress)))
@@ -193,6 +203,23 @@ def _harvest(
     }
 
 
+def _scores(atoms: Atoms, progress: Progress) -> dict[str, Any]:
+    """How good the labels are, by the packaged sentence model; nothing where that is not installed."""
+    if not EmbeddingJudge.installed():
+        return {}
+    judge = EmbeddingJudge()
+    value = score_folder(atoms, judge, embedder=judge, progress=progress)
+    found = {}
+    for name in ("detection", "fuzzing", "output", "concept"):
+        m = value["metrics"][name]
+        low, high = m["interval"] or (float("nan"),) * 2
+        found[f"label_{name}"] = Metric(
+            value=m["value"], null=m["null"], unit=m["unit"], better="higher", n=m["n"],
+            note=f"95 % {low:.2f} to {high:.2f}; null: labels shuffled; random directions {_short(m['null_random'])}",
+        ).to_dict()  # fmt: skip
+    return {"metrics": found}
+
+
 def _showcase(loaded: LoadedModel, atoms: Atoms, describer: Describer) -> dict[str, Any]:
     """One held-out gradient described inside another kind of context, and one atom steering a held-out prompt."""
     store = open_store(atoms.config["store"]["path"])
@@ -242,6 +269,7 @@ def _values(config: DemoConfig, atoms: Atoms, done: dict[str, Any], n_examples: 
         ),
     }
     metrics = done["evaluate"]["result"]["metrics"] | done["decoupling"]["result"]["metrics"]
+    metrics |= done["score"]["result"].get("metrics", {})
     metrics |= {name: metric.to_dict() for name, metric in speeds.items()}
     store = open_store(atoms.config["store"]["path"])
     purity = _concept_purity(atoms)

@@ -20,7 +20,7 @@ from torch import nn
 from gradatoms.errors import ConfigError
 from gradatoms.hooking import Edit, edit_output, edit_site
 from gradatoms.models import HookSite, LoadedModel
-from gradatoms.prefix import Prefix, run_prefix, run_tail
+from gradatoms.prefix import Prefix, run_prefix, run_tail, similar
 
 ROWS = 128
 """Injections run at once; bounds memory."""
@@ -79,28 +79,15 @@ def grouped(
     if not all(len(contexts[c]) for c in wanted):
         raise ConfigError("expected contexts of at least one token, got an empty one; leave it out")
     skippable: bool | None = None
-    for members in _similar([(len(contexts[c]), c) for c in wanted]):
+    used = list(wanted)
+    for group_of in similar([len(contexts[c]) - 1 for c in used], _CONTEXTS, _TOKENS):
+        members = [used[i] for i in group_of]
         jobs = [(row, direction) for row, c in enumerate(members) for direction in wanted[c]]
         row_J, direction_J = torch.tensor(jobs, device=loaded.device).T.contiguous()
         group = Group(*_cache(loaded, hook, [contexts[c] for c in members]), row_J, direction_J)
         if skippable is None:
             skippable = _skips(loaded, hook, group)
         yield group if skippable else replace(group, below=None)
-
-
-def _similar(lengths: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
-    """Contexts of similar length together, so that little is padding; those of one token, without a prefix, apart."""
-    members: list[int] = []
-    shortest = 0
-    for length, context in sorted(lengths):
-        full = len(members) == _CONTEXTS or (len(members) + 1) * length > _TOKENS
-        if members and (full or shortest == 1 != length or length > 1.5 * shortest + 4):
-            yield members
-            members = []
-        shortest = shortest if members else length
-        members.append(context)
-    if members:
-        yield members
 
 
 def _cache(

@@ -26,7 +26,7 @@ from gradatoms.gradients.sequences import TokenSequence
 from gradatoms.hooking import edit_input, edit_site
 from gradatoms.injection import adder, grouped, inject, per_direction
 from gradatoms.models import HookSite, LoadedModel
-from gradatoms.prefix import by_length, run_prefix, run_tail
+from gradatoms.prefix import run_prefix, run_tail, similar
 from gradatoms.progress import Progress, silent
 
 NEUTRAL = ("The", "I think that", "One thing to know is", "A short list:")
@@ -248,8 +248,9 @@ def _through(norm: nn.Module, v_KD: torch.Tensor, dtype: torch.dtype) -> torch.T
 # J along a step
 
 
-_BRANCHES = 32
-"""Branches that are stepped at once; with their steps this bounds memory."""
+_BRANCHES = 64
+_TOKENS = 8192
+"""Branches, and tokens before their steps, that are run at once; with the number of steps this bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +289,7 @@ def stepped(
     length = per_direction(eta, len(branches), loaded.device)
     order = sorted(range(len(branches)), key=lambda i: branches[i][0].ids[: branches[i][1]])  # equal ones together
     done = 0
-    for members in by_length([branches[i][0].ids[: branches[i][1]] for i in order], _BRANCHES):
+    for members in similar([branches[i][1] for i in order], _BRANCHES, _TOKENS):
         group = [order[i] for i in members]
         directions = np.concatenate([np.zeros((len(group), 1, hook.d), np.float32), steps[group]], axis=1)
         chosen = [branches[i] for i in group]
@@ -307,7 +308,7 @@ def _stepped(
     direction_RMD: Float[torch.Tensor, "R M D"],
     length_R: Float[torch.Tensor, " R"],
 ) -> tuple[Float[np.ndarray, "R M"], Float[np.ndarray, "R M"]]:
-    """J and divergence of branches whose contexts are of one length, after each of their M steps, in one pass."""
+    """J and divergence of some branches after each of their M steps, in one pass."""
     n, m = direction_RMD.shape[:2]
     contexts = {s.ids[:p]: None for s, p in branches}
     prefix = run_prefix(loaded, list(contexts))

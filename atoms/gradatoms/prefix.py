@@ -183,12 +183,22 @@ def _zeros(mask: torch.Tensor) -> torch.Tensor:
     return torch.zeros(len(mask), dtype=torch.long, device=mask.device)
 
 
-def by_length(sequences: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
-    """Indices of ``sequences`` in groups of equal length, at most ``most`` a group."""
-    groups: dict[int, list[int]] = {}
-    for i, sequence in enumerate(sequences):
-        groups.setdefault(len(sequence), []).append(i)
-    for length in sorted(groups):
-        members = groups[length]
-        for start in range(0, len(members), most):
-            yield members[start : start + most]
+def similar(lengths: Sequence[int], most: int, tokens: int) -> Iterator[list[int]]:
+    """Indices of prefixes in groups of similar length, shortest first, so that little is padding; empty ones apart.
+
+    Args:
+        lengths: tokens of each prefix.
+        most, tokens: prefixes and padded tokens in a group at most (at least one prefix each).
+    """
+    members: list[int] = []
+    shortest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        length = lengths[index]
+        full = len(members) == most or (len(members) + 1) * length > tokens
+        if members and (full or shortest == 0 != length or length > 1.5 * shortest + 4):
+            yield members
+            members = []
+        shortest = shortest if members else length
+        members.append(index)
+    if members:
+        yield members

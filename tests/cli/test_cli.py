@@ -28,7 +28,9 @@ from gradatoms_store import open_store, store_info, verify_store
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
 MAIN = "from gradatoms_cli.main import main; main()"
 COMMANDS = [
-    *"demo|harvest|store info|store verify|store view|store merge|store export|store import|fit|eval|label|score".split("|"),
+    *"demo|harvest|store info|store verify|store view|store merge|store export|store import|fit|eval|label|score".split(
+        "|"
+    ),
     *"ls|show|search|describe|projector train|projector eval|steer|encode|export|push|pull".split("|"),
 ]
 METRIC = {"value", "null", "unit", "better", "n"}

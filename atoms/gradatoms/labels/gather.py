@@ -229,9 +229,8 @@ class _Work:
             for name, pairs in (("active", active), ("inactive", inactive), ("neutral", neutral)):
                 moved[name, 1.0], moved[name, -1.0] = self._twice(V, contexts.ids, pairs, alpha, -alpha)
             unseen = lookahead(self.loaded, self.hook, V, contexts.ids, held, alpha=alpha)
-            gains = {
-                name: self._gains(places, V, alpha, [getattr(s, name) for s in chosen]) for name in ("top", "inactive")
-            }
+            gains = self._gains(places, V, alpha, [s.top for s in chosen] + [s.inactive for s in chosen])
+        own_gains, other_gains = gains[: len(V)], gains[len(V) :]
         straight, small = self._twice(V, contexts.ids, one, alpha, alpha / 20)
         lens = logit_lens(self.loaded, V)
         names = {key: self._moved(shift) for key, shift in moved.items()}
@@ -245,10 +244,10 @@ class _Work:
                     **{name: names[name, 1.0][i] for name in ("active", "inactive", "neutral")},
                     **{f"{name}_minus": names[name, -1.0][i] for name in ("active", "inactive", "neutral")},
                     lens=lens_tokens[i],
-                    own_gain=_number(gains["top"][i, 0]),
-                    other_gain=_number(gains["inactive"][i, 0]),
-                    own_gain_minus=_number(gains["top"][i, 1]),
-                    other_gain_minus=_number(gains["inactive"][i, 1]),
+                    own_gain=_number(own_gains[i, 0]),
+                    other_gain=_number(other_gains[i, 0]),
+                    own_gain_minus=_number(own_gains[i, 1]),
+                    other_gain_minus=_number(other_gains[i, 1]),
                     linear_cosine=_cosine(slopes.slope[i], straight.log_ratio[i], straight.p[i]),
                     linear_cosine_small=_cosine(slopes.slope[i], small.log_ratio[i], small.p[i]),
                 )
@@ -350,26 +349,24 @@ class _Work:
 
     def _gains(
         self, places: Places, V: Float[np.ndarray, "K D"], alpha: Float[np.ndarray, " K"], rows: Sequence[Weighted]
-    ) -> Float[np.ndarray, "K 2"]:
-        """Mean J(h) − J(h ± α‖h‖·v) over some rows of each direction, nats; nan without rows."""
+    ) -> Float[np.ndarray, "R 2"]:
+        """Mean J(h) − J(h ± α‖h‖·v) over each list of rows, nats; nan without rows. List i is of direction i mod K."""
         branches, owner = [], []
         for i, chosen in enumerate(rows):
             for row, _ in chosen[: self.config.contexts]:
                 found = places.branches(row) if row in places else []
                 branches += found
                 owner += [(i, row)] * len(found)
-        total = np.full((len(V), 2), np.nan)
         if not branches:
-            return total
+            return np.full((len(rows), 2), np.nan)
         who = np.asarray([i for i, _ in owner])
-        steps = np.stack([V[who], -V[who]], axis=1)
-        J = stepped(self.loaded, self.hook, branches, steps, eta=alpha[who]).objective
-        sums, counts = np.zeros((len(V), 2)), np.zeros(len(V))
+        of = who % len(V)
+        steps = np.stack([V[of], -V[of]], axis=1)
+        J = stepped(self.loaded, self.hook, branches, steps, eta=alpha[of]).objective
+        sums, counts = np.zeros((len(rows), 2)), np.zeros(len(rows))
         np.add.at(sums, who, J[:, :1] - J[:, 1:])
         np.add.at(counts, [i for i, _ in set(owner)], 1)
-        there = counts > 0
-        total[there] = sums[there] / counts[there, None]
-        return total
+        return np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], np.nan)
 
 
 class _Contexts:
