@@ -252,14 +252,14 @@ class _Work:
                     linear_cosine_small=_cosine(slopes.slope[i], small.log_ratio[i], small.p[i]),
                 )
             evidence.append(self._evidence(number, chosen[i], places, injected))
-            other = moved["active", 1.0].delta_p[(i + 1) % len(chosen)]
+            another = moved["active", 1.0].delta_p[i - 1] if len(chosen) > 1 else np.zeros_like(slopes.slope[i])
             foretold = None
             if unseen.contexts[i]:
                 effect, p = unseen.delta_p[i], unseen.p[i]
                 foretold = Foretold(
                     **{n: _cosine(moved[n, 1.0].delta_p[i], effect) for n in ("active", "inactive", "neutral")},
                     lens=_cosine(p * (lens[i] - p @ lens[i]), effect),
-                    null=_cosine(other, effect),
+                    null=_cosine(another, effect),
                 )
             trials.append(self._trials(number, chosen[i], places, unseen, i, foretold))
         return Gathered(evidence, trials, [], [])

@@ -30,7 +30,7 @@ from gradatoms.labels.label import (
     label_texts,
     load_labels,
 )
-from gradatoms.labels.scoring import AMONG, Scores, score_labels
+from gradatoms.labels.scoring import AMONG, LabelScore, Scores, score_labels
 from gradatoms.labels.storage import Gathered, load_evidence
 from gradatoms.labels.teacher import Teacher
 from gradatoms.models import LoadedModel
@@ -38,6 +38,8 @@ from gradatoms.progress import Progress, silent
 
 Loader = Callable[[], LoadedModel]
 """Gives the model when it is needed."""
+PREFERENCE = 0.1
+"""How much better than the label from all evidence another must score to be chosen: the trials of one atom are few."""
 NULL = "labels.null.jsonl"
 """Labels of random directions, as ``labels.jsonl``; ``atom`` is the number of the direction."""
 
@@ -145,15 +147,16 @@ def _choose(
         texts = {a: label.label for a, label in found[variant].items()}
         scores = score_labels(texts, trials, judge, half=0).labels if len(texts) > 1 else []
         for s in scores:
-            marks.setdefault(s.atom, []).append((_mark(s.detection, s.fuzzing, s.output_rank), -order))
+            marks.setdefault(s.atom, []).append((_mark(s) + PREFERENCE * (variant == "both"), -order))
         for atom in set(texts) - set(marks):
             marks[atom] = [(0.0, -order)]
     return found, failed, {atom: VARIANTS[-max(m)[1]] for atom, m in sorted(marks.items())}
 
 
-def _mark(detection: float | None, fuzzing: float | None, rank: float | None) -> float:
-    """Mean of what there is: detection, fuzzing, and 1 for the first to 0 for the last rank."""
-    parts = [detection, fuzzing, None if rank is None else 1 - (rank - 1) / (AMONG - 1)]
+def _mark(score: LabelScore) -> float:
+    """Mean of what there is: the detections, fuzzing, and 1 for the first to 0 for the last rank."""
+    rank = None if score.output_rank is None else 1 - (score.output_rank - 1) / (AMONG - 1)
+    parts = [score.detection, score.detection_weak, score.detection_easy, score.fuzzing, rank]
     known = [p for p in parts if p is not None]
     return sum(known) / len(known) if known else 0.0
 
