@@ -34,6 +34,10 @@ def label(
     ] = "both",
     judge: Annotated[str, typer.Option(help="--variant best: who compares the labels, as for `atoms score`.")] = "auto",
     limit: Annotated[int | None, typer.Option(help="Label only the first so many atoms.")] = None,
+    missing: Annotated[
+        bool,
+        typer.Option("--missing", help="Only what this teacher has not labelled yet: goes on after an interruption."),
+    ] = False,
     set_: Annotated[
         tuple[int, str] | None, typer.Option("--set", metavar="ATOM TEXT", help="Name one atom by hand.")
     ] = None,
@@ -68,8 +72,10 @@ def label(
     if history is not None:
         _history(atoms, history, json)
         return
-    if variant == "best" and limit is not None:
-        raise typer.BadParameter("--limit does not go with --variant best, which labels and scores every atom")
+    if variant == "best" and (limit is not None or missing):
+        raise typer.BadParameter(
+            "--limit and --missing do not go with --variant best, which labels and scores every atom"
+        )
     remote = _remote(base_url, concurrency, budget_usd, budget_tokens, price)
     chosen = make_teacher(teacher, **remote)
     options: dict[str, Any] = {
@@ -92,7 +98,13 @@ def label(
             text = _variants(value["variants"]) + "\n\n"
         else:
             report = labeler.label_atoms(
-                atoms, chosen, variant=labeler.as_variant(variant), limit=limit, progress=progress, **options
+                atoms,
+                chosen,
+                variant=labeler.as_variant(variant),
+                limit=limit,
+                missing=missing,
+                progress=progress,
+                **options,
             )
             value, text = asdict(report), ""
     failures = ", ".join(f"{n} {kind}" for kind, n in report.failures.items())

@@ -115,6 +115,26 @@ def test_labels_are_kept_as_they_come(atoms: Atoms) -> None:
     assert [type(x).__name__ for x in load_history(atoms.path)] == ["LabelFailure", "Label", "Label"]
 
 
+def test_a_stopped_call_goes_on_with_what_is_missing(atoms: Atoms) -> None:
+    assert atoms.path
+    with pytest.raises(KeyboardInterrupt):
+        label_atoms(atoms, Same(stop=3), load=no_model)
+    teacher = Same()
+    report = label_atoms(atoms, teacher, load=no_model, missing=True)
+    assert [e.atom for e in teacher.seen] == [
+        0,
+        3,
+        4,
+        5,
+        0,
+        1,
+        2,
+    ]  # a failure is asked for again; then random directions
+    assert (report.labelled, report.failed) == (3, 1)
+    labels = load_labels(atoms.path)
+    assert sorted(labels) == [1, 2, 3, 4, 5] and len({x.label for x in labels.values()}) == 5
+
+
 def test_a_limit_labels_the_first_atoms_only(atoms: Atoms) -> None:
     assert atoms.path
     teacher = Same()

@@ -18,6 +18,7 @@ from gradatoms.labels.evidence import Evidence, Trials
 from gradatoms.labels.gather import EvidenceConfig, gather
 from gradatoms.labels.judges import EmbeddingJudge, Judge
 from gradatoms.labels.label import (
+    FILE,
     HUMAN,
     MAX_WORDS,
     VARIANTS,
@@ -28,6 +29,7 @@ from gradatoms.labels.label import (
     append_results,
     distinct,
     label_texts,
+    load_history,
     load_labels,
 )
 from gradatoms.labels.scoring import AMONG, LabelScore, Scores, score_labels
@@ -65,6 +67,7 @@ def label_atoms(
     config: EvidenceConfig | None = None,
     variant: Variant = "both",
     limit: int | None = None,
+    missing: bool = False,
     progress: Progress = silent,
 ) -> LabelReport:
     """Append a label (or a typed failure) for every atom to ``labels.jsonl``, each as soon as it is there.
@@ -76,18 +79,37 @@ def label_atoms(
         load: gives the model; called only if there is no evidence yet.
         config: how evidence is gathered, where there is none; asked with other settings, it is gathered again.
         limit: label only the first so many atoms, and no random direction.
+        missing: leave out what this teacher has labelled from this variant before, such as in a call that was stopped.
     """
     gathered = ensure_evidence(atoms, load, store_path=store_path, config=config, progress=progress)
+    folder = folder_of(atoms)
+    evidence = _without(gathered.evidence[:limit], folder, FILE, teacher, variant, missing)
+    by_hand = {a: label.label for a, label in load_labels(folder).items() if label.teacher == HUMAN}
+    used = by_hand | ({a: label.label for a, label in load_labels(folder).items()} if missing else {})
     results = []
-    total = len(gathered.evidence[:limit])
-    by_hand = {a: label.label for a, label in load_labels(folder_of(atoms)).items() if label.teacher == HUMAN}
-    for result in _finished(teacher.label(gathered.evidence[:limit], variant=variant), by_hand.values()):
-        append_results(folder_of(atoms), [result])
+    for result in _finished(teacher.label(evidence, variant=variant), used.values()):
+        append_results(folder, [result])
         results.append(result)
-        progress("label", len(results), total)
+        progress("label", len(results), len(evidence))
     if limit is None:
-        append_results(folder_of(atoms), _finished(teacher.label(gathered.null_evidence, variant=variant)), NULL)
+        null = _without(gathered.null_evidence, folder, NULL, teacher, variant, missing)
+        for result in _finished(teacher.label(null, variant=variant)):
+            append_results(folder, [result], NULL)
     return _report(results)
+
+
+def _without(
+    evidence: Sequence[Evidence], folder: Path, name: str, teacher: Teacher, variant: Variant, missing: bool
+) -> Sequence[Evidence]:
+    """Evidence of atoms that this teacher has no label for, where only these are asked for."""
+    if not missing:
+        return evidence
+    done = {
+        row.atom
+        for row in load_history(folder, name)
+        if isinstance(row, Label) and (row.teacher, row.variant) == (teacher.name, variant)
+    }
+    return [e for e in evidence if e.atom not in done]
 
 
 def label_best(
