@@ -71,7 +71,8 @@ def main() -> None:
     except SystemExit as stop:  # typer turns Ctrl-C into exit code 130
         if stop.code == 130:
             print(
-                "interrupted: nothing that was finished is lost; run the same command again to go on (harvest: with --resume, label: with --missing)",
+                "interrupted: nothing that was finished is lost; run the same command again to go on "
+                "(harvest: with --resume, label: with --missing)",
                 file=sys.stderr,
             )
             sys.exit(143 if terminated else 130)
