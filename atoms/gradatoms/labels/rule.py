@@ -10,13 +10,16 @@ from gradatoms.labels.evidence import Evidence, TokenShift
 from gradatoms.labels.label import MAX_WORDS, Label, LabelFailure, Polarity, Result, Variant, distinct
 from gradatoms.labels.teacher import Teacher
 
+PROMOTED = 1.5
+"""What promoted words count for beside targets."""
+
 
 class RuleTeacher(Teacher):
     """Composes "WHAT THE PROMPTS SHARE: words pushed toward".
 
     A word's score is its share of the example weights (as target), plus 1.5 times its share of the probability that
-    promoted words gain in active contexts, plus a tenth of that share in neutral contexts. A promoted token that begins a
-    top target counts for that target. In front goes what the top prompts share (words that carry meaning, in most of them
+    promoted words gain in the atom's own contexts (neutral ones say nothing, ``docs/labels.md``). A promoted token that
+    begins a top target counts for that target. In front goes what the top prompts share (words that carry meaning, in most of them
     by weight), and what most targets share in form (numbers, an ending, capitals, an opening). Labels of one call are all
     different.
     """
@@ -78,12 +81,11 @@ class RuleTeacher(Teacher):
             scores[word] = scores.get(word, 0.0) + share
         if evidence.injected is None:
             return scores
-        for tokens, factor in ((evidence.injected.active.promoted, 1.5), (evidence.injected.neutral.promoted, 0.1)):
-            words = [(_word_of(t, heads), t.delta_p) for t in tokens if t.delta_p > 0]
-            mass = sum(delta for word, delta in words if word)
-            for word, delta in words:
-                if word:
-                    scores[word] = scores.get(word, 0.0) + factor * delta / mass
+        words = [(_word_of(t, heads), t.delta_p) for t in evidence.promoted if t.delta_p > 0]
+        mass = sum(delta for word, delta in words if word)
+        for word, delta in words:
+            if word:
+                scores[word] = scores.get(word, 0.0) + PROMOTED * delta / mass
         return scores
 
 
