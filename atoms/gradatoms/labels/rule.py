@@ -48,7 +48,7 @@ class RuleTeacher(Teacher):
             )  # fmt: skip
         ranked = sorted(scores, key=lambda w: (-scores[w], w))
         form = shared_form([e.target for e in evidence.top]).split()
-        front = " ".join([*asked, *(w for w in form if w not in asked)][: MAX_WORDS - 2])
+        front = " ".join([*asked, *(w for w in form if w.rstrip("s") not in asked)][: MAX_WORDS - 2])
         room = MAX_WORDS - len(front.split())
         most = max((n for n in range(len(ranked) + 1) if sum(len(w.split()) for w in ranked[:n]) <= room), default=0)
         for count in range(min(self.words, most), most + 1):
