@@ -33,8 +33,8 @@ from gradatoms.projector.model import (
 )
 from gradatoms.projector.text import Term, parse
 
-MAX_TOKENS = 40
-"""Longest description, in tokens."""
+MAX_TOKENS = 64
+"""Longest description, in tokens: two labels of eight words and what joins them."""
 
 
 @dataclass(frozen=True)
