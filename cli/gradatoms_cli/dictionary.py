@@ -187,10 +187,13 @@ def show(folder: Folder, atom: Annotated[int, typer.Argument(help="Which atom.")
 
 def _listing(rows: list[dict[str, Any]]) -> str:
     cells = [
-        [str(r["atom"]), r["label"] or "(unlabelled)", r["verdict"], number(r["density"]), number(r["coherence"])]
+        [
+            str(r["atom"]), ("(vague) " if r["scores"].get("vague") else "") + (r["label"] or "(unlabelled)"), r["verdict"],
+            number(r["density"]), number(r["coherence"]), number(r["scores"].get("detection")),
+        ]
         for r in rows
-    ]
-    return table(["atom", "label", "verdict", "density", "coher."], cells, wide=1)
+    ]  # fmt: skip
+    return table(["atom", "label", "verdict", "density", "coher.", "detect."], cells, wide=1)
 
 
 def _score(value: object) -> str:
