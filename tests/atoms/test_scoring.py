@@ -205,7 +205,7 @@ def test_a_part_of_a_label_is_enough() -> None:
     whole, part = EmbeddingJudge().fit(
         ["capital: Oslo, Lima", "a long list of other things"], [Item("", " Lima")], [(0, 0), (1, 0)]
     )
-    assert whole == pytest.approx(1, abs=1e-5) and part < 0.5
+    assert whole > 0.7 > 0.5 > part
 
 
 def test_likelihood_is_what_the_hint_adds(smollm2: LoadedModel) -> None:
