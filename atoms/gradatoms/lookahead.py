@@ -250,7 +250,8 @@ def _through(norm: nn.Module, v_KD: torch.Tensor, dtype: torch.dtype) -> torch.T
 
 _BRANCHES = 64
 _TOKENS = 8192
-"""Branches, and tokens before their steps, that are run at once; with the number of steps this bounds memory."""
+_CELLS = 2**26
+"""Branches, tokens before their steps, and logits after them that are run at once at most; bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,9 @@ def stepped(
     length = per_direction(eta, len(branches), loaded.device)
     order = sorted(range(len(branches)), key=lambda i: branches[i][0].ids[: branches[i][1]])  # equal ones together
     done = 0
-    for members in similar([branches[i][1] for i in order], _BRANCHES, _TOKENS):
+    terms = max((len(s.terms) for s, _ in branches), default=1)
+    most = max(1, min(_BRANCHES, _CELLS // (n_steps * terms * loaded.fingerprint.vocab_size)))
+    for members in similar([branches[i][1] for i in order], most, _TOKENS):
         group = [order[i] for i in members]
         directions = np.concatenate([np.zeros((len(group), 1, hook.d), np.float32), steps[group]], axis=1)
         chosen = [branches[i] for i in group]
