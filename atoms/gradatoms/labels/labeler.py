@@ -126,7 +126,7 @@ def label_best(
     """Label each atom from its examples, from its lookahead, and from both; keep the one that scores best.
 
     The choice is made on every second held-out trial; the scores that are returned, of each variant and of what was
-    ``chosen``, are from the others. All labels are in the history, the chosen one last.
+    ``chosen``, are from the others (left out where fewer than two atoms have a label). All labels are in the history, the chosen one last.
     """
     gathered = ensure_evidence(atoms, load, store_path=store_path, config=config, progress=progress)
     own, own_failed, picked = _choose(gathered.evidence, gathered.trials, teacher, judge, progress)
@@ -141,6 +141,8 @@ def label_best(
         *((v, label_texts(own[v]), label_texts(null[v])) for v in VARIANTS),
         ("chosen", label_texts(own_best), label_texts(null_best)),
     ):
+        if len(texts) < 2:
+            continue  # nothing to be told apart from
         scores[name] = score_labels(
             texts, gathered.trials, judge, random_labels=null_texts, random_trials=gathered.null_trials, half=1,
             concepts=gathered.about.get("concepts", ()), embedder=embedder, progress=progress,
