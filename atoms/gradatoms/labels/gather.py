@@ -234,6 +234,7 @@ class _Work:
         straight, small = self._twice(V, contexts.ids, one, alpha, alpha / 20)
         lens = logit_lens(self.loaded, V)
         names = {key: self._moved(shift) for key, shift in moved.items()}
+        risen = self._moved(unseen)
         lens_tokens = self._lens_tokens(lens)
         evidence, trials = [], []
         for i, number in enumerate(members):
@@ -261,7 +262,7 @@ class _Work:
                     lens=_cosine(p * (lens[i] - p @ lens[i]), effect),
                     null=_cosine(another, effect),
                 )
-            trials.append(self._trials(number, chosen[i], places, unseen, i, foretold))
+            trials.append(self._trials(number, chosen[i], places, risen[i], foretold))
         return Gathered(evidence, trials, [], [])
 
     def _twice(
@@ -302,7 +303,7 @@ class _Work:
         )
 
     def _trials(
-        self, number: int, selected: Selected, places: Places, unseen: Shift, i: int, foretold: Foretold | None
+        self, number: int, selected: Selected, places: Places, unseen: Moved, foretold: Foretold | None
     ) -> Trials:
         def tried(rows: Weighted) -> tuple[Trial, ...]:
             return tuple(
@@ -314,7 +315,7 @@ class _Work:
             active=tried(selected.trial_active),
             weak=tried(selected.trial_weak),
             inactive=tuple(places.shown(row, weight) for row, weight in selected.trial_inactive if row in places),
-            promoted=self._moved(unseen)[i].promoted if unseen.contexts[i] else (),
+            promoted=unseen.promoted,
             foretold=foretold,
         )
 
