@@ -16,6 +16,7 @@ from gradatoms.labels.answer_cache import AnswerCache, Reply, request_key
 from gradatoms.labels.background import iterate
 from gradatoms.labels.budget import Budget, Estimate, Prices, count_tokens
 from gradatoms.labels.chat import TRIES, Answer, Chat, NoAnswer, Question, settle
+from gradatoms.labels.label import FailureKind
 from gradatoms.labels.schema import one_line
 
 if TYPE_CHECKING:
@@ -176,9 +177,9 @@ class RemoteChat(Chat):
                 return reply
         raise AssertionError("the last try is final")
 
-    def _failed(self, kind: str, reason: str, status: int, tries: int) -> NoAnswer:
+    def _failed(self, kind: FailureKind, reason: str, status: int, tries: int) -> NoAnswer:
         """Why a question has no reply; keeps the rest from being sent where they would fare no better."""
-        failure = NoAnswer(kind, reason if tries == 1 else f"{reason} (tried {tries} times)")  # type: ignore[arg-type]
+        failure = NoAnswer(kind, reason if tries == 1 else f"{reason} (tried {tries} times)")
         self._in_vain += kind in ("server", "timeout")
         if status in _NO_USE:
             self._stop = failure
