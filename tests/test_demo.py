@@ -50,7 +50,9 @@ def smollm2_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoConfig, D
     """The demo on few examples."""
     if importlib.util.find_spec(SMOLLM2_PACKAGE) is None:
         pytest.skip(f"needs the packaged weights: {SMOLLM2_INSTALL}")
-    config = DemoConfig(out=tmp_path_factory.mktemp("demo") / "run", limit=240, n_atoms=16, projector_steps=3)
+    config = DemoConfig(
+        out=tmp_path_factory.mktemp("demo") / "run", limit=240, n_atoms=16, projector_steps=3, decoupling_rows=12
+    )
     return config, run_demo(config)
 
 
@@ -110,7 +112,15 @@ def one_thread() -> Iterator[None]:
 
 def small_config(out: Path, corpus: Path, model: Path, **changes: Any) -> DemoConfig:
     return DemoConfig(
-        **{"out": out, "examples": str(corpus), "model": str(model), "n_atoms": 6, "projector_steps": 24} | changes
+        **{
+            "out": out,
+            "examples": str(corpus),
+            "model": str(model),
+            "n_atoms": 6,
+            "projector_steps": 24,
+            "decoupling_rows": 8,
+        }
+        | changes
     )
 
 

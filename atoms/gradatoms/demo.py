@@ -39,7 +39,7 @@ from gradatoms.metric import Metric, peak_memory_bytes
 from gradatoms.models import LoadedModel, load_model
 from gradatoms.plots import plot_atoms, plot_metrics
 from gradatoms.progress import Progress, silent
-from gradatoms.projector.decoupling import evaluate_decoupling
+from gradatoms.projector.decoupling import DecouplingConfig, evaluate_decoupling
 from gradatoms.projector.describe import Describer, describe
 from gradatoms.projector.model import ProjectorConfig
 from gradatoms.projector.train import train_on_store
@@ -61,8 +61,8 @@ class DemoConfig:
     model: str = "smollm2"
     limit: int | None = None
     n_atoms: int = 192
-    projector_steps: int = 40
-    decoupling_rows: int = 120
+    projector_steps: int = 30
+    decoupling_rows: int = 60
     seed: int = 0
 
 
@@ -111,10 +111,11 @@ def run_demo(config: DemoConfig, *, progress: Progress = silent) -> DemoReport:
     stages.run("evaluate", lambda: evaluate_folder(atoms, loaded=loaded, progress=progress))
     steps = ProjectorConfig(steps=config.projector_steps, seed=config.seed)
     stages.run("projector", lambda: asdict(train_on_store(loaded, atoms, steps, progress=progress)))
-    describer = Describer.open(loaded, atoms)
-    stages.run(
-        "decoupling", lambda: evaluate_decoupling(describer, rows=config.decoupling_rows, progress=progress).to_dict()
-    )
+    describer = Describer.open(loaded, atoms, sealed=True)
+    measured = DecouplingConfig(rows=config.decoupling_rows, controls=max(2, config.decoupling_rows // 3))
+    folder = atoms_path / "projector"
+    stages.run("decoupling", lambda: evaluate_decoupling(describer, measured, folder=folder, progress=progress))
+    describer.name_all()
     stages.run("showcase", lambda: _showcase(loaded, atoms, describer))
     values = _values(config, atoms, stages.done, len(examples)) | {
         "seconds": stages.seconds(),
@@ -282,6 +283,7 @@ def _values(config: DemoConfig, atoms: Atoms, done: dict[str, Any], n_examples: 
         "hook": atoms.hook,
         "n_atoms": len(atoms),
         "harvest_fidelity": fidelity,
+        "claim": done["decoupling"]["result"]["claim"],
         "atoms": listed,
         **done["showcase"]["result"],
         "stages": {name: stage["seconds"] for name, stage in done.items()},
@@ -333,6 +335,8 @@ def _text(config: DemoConfig, values: dict[str, Any]) -> str:
     lines += [
         "",
         "![metrics](metrics.png)",
+        "",
+        f"{values['claim']} (`{atoms_path}/projector/report.html`)",
         "",
         "## Ten atoms, spread evenly over the real ones by coherence",
         "",

@@ -18,8 +18,18 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 
 
 def emit(value: dict[str, Any], text: str, *, as_json: bool) -> None:
-    """Print ``value`` as one JSON document, or ``text`` for a person."""
-    print(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) if as_json else text)
+    """Print ``value`` as one JSON document, or ``text`` for a person.
+
+    The end of the line is part of the write: unbuffered, as ``torchrun`` starts its ranks, ``print`` writes it by
+    itself, and the lines of two ranks run together.
+    """
+    sys.stdout.write((json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) if as_json else text) + "\n")
+
+
+def emit_line(value: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Print one of many values on a line of its own: as JSON (together they are JSON Lines), or as text."""
+    sys.stdout.write((json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else text) + "\n")
+    sys.stdout.flush()
 
 
 @contextmanager

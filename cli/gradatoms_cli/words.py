@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradatoms_cli.output import Json, bars, emit, metrics_table, printable
+from gradatoms_cli.output import Json, bars, emit, emit_line, metrics_table, printable
 
 if TYPE_CHECKING:
     from gradatoms.dictionary.base import Atoms
@@ -30,68 +30,130 @@ def _open(folder: Path, model: str | None) -> tuple[Atoms, LoadedModel]:
 
 def describe(
     folder: Folder,
-    prompt: Annotated[str, typer.Option(help="The prompt.")],
-    target: Annotated[str, typer.Option(help="What should follow it, with its leading space.")],
+    prompt: Annotated[str | None, typer.Option(help="The prompt.")] = None,
+    target: Annotated[str | None, typer.Option(help="What should follow it, with its leading space.")] = None,
     foil: Annotated[str | None, typer.Option(help="What should not.")] = None,
     context: Annotated[str | None, typer.Option(help="Describe inside this other prompt.")] = None,
+    store: Annotated[Path | None, typer.Option(help="In place of a prompt: describe each row of this store.")] = None,
+    mean: Annotated[bool, typer.Option("--mean", help="With --store: only its mean push, in one description.")] = False,
+    minus: Annotated[Path | None, typer.Option(help="With --mean: what sets it apart from this store's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --store: only the first so many rows.")] = None,
     model: Model = None,
     json: Json = False,
 ) -> None:
-    """A gradient in the model's own words, and as labelled atoms."""
-    from gradatoms.projector.describe import describe as run
+    """A gradient in the model's own words, and as labelled atoms: one, a whole store's, or a data set's mean."""
+    from gradatoms.errors import ConfigError
+    from gradatoms.projector.describe import Describer, describe_mean, describe_store
+    from gradatoms.projector.describe import describe as describe_one
 
+    if store is None and (prompt is None or target is None):
+        raise ConfigError("expected --prompt and --target, or --store, got neither; name what to describe")
+    if store is not None and not (prompt is target is foil is None):
+        raise ConfigError("expected --store or a prompt, got both; leave one out")
+    if (mean or minus is not None or limit is not None) and store is None:
+        raise ConfigError("expected --store with --mean, --minus and --limit, got none; name the store")
+    if mean and limit is not None:
+        raise ConfigError("expected --limit without --mean, which takes all rows, got both; leave one out")
+    if minus is not None and not mean:
+        raise ConfigError("expected --mean with --minus, which compares mean pushes, got none; add --mean")
     atoms, loaded = _open(folder, model)
-    found = run(loaded, atoms, prompt, target, foil=foil, context=context)
+    describer = Describer.open(loaded, atoms)
+    if store is None:
+        assert prompt is not None and target is not None
+        found = describe_one(loaded, atoms, prompt, target, foil=foil, context=context, describer=describer)
+    elif mean:
+        found = describe_mean(describer, store, minus=minus, context=context)
+    else:
+        with bars() as progress:
+            for row, each in describe_store(describer, store, context=context, limit=limit, progress=progress):
+                line = f"{row}\t{each.confidence:.2f}\t{printable(each.text)}"
+                emit_line({"row": row} | asdict(each), line, as_json=json)
+        return
     lines = [
         f"the model says: {printable(found.text)}",
         "the code says:  "
         + (", ".join(f"{t.weight:.2f} {printable(t.label)} [{t.atom}]" for t in found.code_terms) or "no atom"),
-        f"‖g‖ {found.norm:.3g}, confidence {found.confidence:.2f} (not calibrated)",
+        f"agreement {found.agreement:.2f}, confidence {found.confidence:.2f}, "
+        + (f"length of the mean {found.norm:.3g}" if mean else f"‖g‖ {found.norm:.3g}"),
     ]
     emit(asdict(found), "\n".join(lines), as_json=json)
 
 
 def projector_train(
     folder: Folder,
-    steps: Annotated[int, typer.Option(help="Optimiser steps through the model.")] = 60,
-    soft_tokens: Annotated[int, typer.Option(help="Soft tokens a push becomes.")] = 14,
-    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    steps: Annotated[int, typer.Option(help="Optimiser steps through the model.")] = 30,
+    warm_steps: Annotated[int, typer.Option(help="Optimiser steps of the warm start; mlp and code want 1000.")] = 300,
+    arm: Annotated[
+        str, typer.Option(help="none, affine, lowrank, mlp, words, or code (the sparse code for the push).")
+    ] = "words",
+    soft_tokens: Annotated[int, typer.Option(help="Soft tokens a term becomes.")] = 18,
+    block: Annotated[int | None, typer.Option(help="Inject after this block; default: at the embedding.")] = None,
+    lora_rank: Annotated[int, typer.Option(help="Rank of a LoRA on the reading model; 0: frozen.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 24,
+    seed: Annotated[int, typer.Option(help="Seed of the splits and of the training.")] = 0,
+    store: Annotated[Path | None, typer.Option(help="The store, where it has moved.")] = None,
     model: Model = None,
     json: Json = False,
 ) -> None:
     """Train the projector on the fitted rows; an interrupted run goes on."""
-    from gradatoms.projector.model import ProjectorConfig
+    from typing import cast
+
+    from gradatoms.projector.model import Arm, ProjectorConfig
     from gradatoms.projector.train import train_on_store
 
-    config = ProjectorConfig(steps=steps, soft_tokens=soft_tokens, seed=seed)
+    config = ProjectorConfig(
+        steps=steps,
+        warm_steps=warm_steps,
+        arm=cast("Arm", arm),
+        soft_tokens=soft_tokens,
+        block=block,
+        lora_rank=lora_rank,
+        batch_size=batch_size,
+        seed=seed,
+    )
     atoms, loaded = _open(folder, model)
     with bars() as progress:
-        report = train_on_store(loaded, atoms, config, progress=progress)
-    text = f"{report.rows} rows; loss {report.first_loss:.2f} → {report.last_loss:.2f} nats a token"
+        report = train_on_store(loaded, atoms, config, store_path=store, progress=progress)
+    text = f"{report.rows} rows and {report.synthetic} synthetic; "
+    text += f"loss {report.first_loss:.2f} → {report.last_loss:.2f} nats a token"
     text += f"; test with `atoms projector eval {folder}`"
     emit(asdict(report), text, as_json=json)
 
 
 def projector_eval(
     folder: Folder,
-    rows: Annotated[int, typer.Option(help="Held-out rows.")] = 150,
+    rows: Annotated[int, typer.Option(min=2, help="Held-out gradients in each split, at most.")] = 100,
+    contexts: Annotated[
+        int, typer.Option(min=2, help="Different prompts used as contexts in each split, at most.")
+    ] = 12,
+    controls: Annotated[
+        int, typer.Option(min=2, help="Gradients that each control is read in place of, at most.")
+    ] = 40,
     seed: Annotated[int, typer.Option(help="Which rows and contexts.")] = 0,
+    store: Annotated[Path | None, typer.Option(help="The store, where it has moved.")] = None,
     model: Model = None,
     json: Json = False,
 ) -> None:
-    """Decoupled descriptions on held-out rows, beside shuffled and no-gradient controls."""
-    import time
-
-    from gradatoms.metric import peak_memory_bytes
-    from gradatoms.projector.decoupling import evaluate_decoupling
+    """Decoupled descriptions of held-out rows, beside controls and baselines; writes report.json and report.html."""
+    from gradatoms.projector.decoupling import DecouplingConfig, evaluate_decoupling
     from gradatoms.projector.describe import Describer
 
-    started = time.perf_counter()
+    config = DecouplingConfig(rows=rows, contexts=contexts, controls=controls, seed=seed)
     atoms, loaded = _open(folder, model)
     with bars() as progress:
-        report = evaluate_decoupling(Describer.open(loaded, atoms), rows=rows, seed=seed, progress=progress)
-    value = report.to_dict() | {"seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory_bytes()}
-    lines = [metrics_table(value["metrics"]), *(f"{k}: {m['note']}" for k, m in value["metrics"].items())]
+        value = evaluate_decoupling(
+            Describer.open(loaded, atoms, sealed=True),
+            config,
+            store_path=store,
+            folder=folder / "projector",
+            progress=progress,
+        )
+    lines = [
+        value["claim"],
+        metrics_table(value["metrics"]),
+        *(f"{name}: {m['note']}" for name, m in value["metrics"].items() if m["note"]),
+        f"all of it: {folder / 'projector' / 'report.html'}",
+    ]
     emit(value, "\n".join(lines), as_json=json)
 
 

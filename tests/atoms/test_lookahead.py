@@ -17,7 +17,7 @@ from gradatoms.gradients.sequences import tokenize
 from gradatoms.hooking import edit_output
 from gradatoms.lookahead import Shift, logit_lens, lookahead, stepped
 from gradatoms.models import LoadedModel
-from gradatoms.prefix import Grammar, generate_tail, run_prefix, run_tail
+from gradatoms.prefix import Grammar, Written, choices, next_logits, read_tail, run_prefix, run_tail, step, write
 
 HOOK = "blocks.1.hook_resid_post"
 TEXTS = ("The capital of France is", "The capital of Japan is", "hot", "x", "Two plus two is four, and three")
@@ -397,13 +397,17 @@ def test_free_generation_is_greedy(architecture: LoadedModel) -> None:
     contexts = ids_of(architecture)[:2] + ids_of(architecture)[4:]
     prefix = run_prefix(architecture, [c[:-2] for c in contexts])
     embeds = architecture.model.get_input_embeddings()(torch.tensor([c[-2:] for c in contexts]))
-    found, scores = generate_tail(architecture, prefix, embeds, max_tokens=12, stop=0)
-    assert found == [generated(architecture, text, 12) for text in (TEXTS[0], TEXTS[1], TEXTS[4])]
-    for context, ids, score in zip(contexts, found, scores, strict=True):
-        log_probs = whole(architecture, [*context, *ids]).log_softmax(-1)
-        written = [*ids, 0] if len(ids) < 12 else ids
-        each = [float(log_probs[len(context) - 1 + i, token]) for i, token in enumerate(written)]
-        assert score == pytest.approx(np.mean(each), abs=1e-4)
+    found = write(architecture, read_tail(architecture, prefix, torch.arange(3), embeds), max_tokens=12, stop=0)
+    assert [w.ids for w in found] == [generated(architecture, text, 12) for text in (TEXTS[0], TEXTS[1], TEXTS[4])]
+    for context, one in zip(contexts, found, strict=True):
+        assert_scored(architecture, context, one, [*one.ids, 0] if len(one.ids) < 12 else one.ids)
+
+
+def assert_scored(loaded: LoadedModel, context: list[int], one: Written, tokens: list[int]) -> None:
+    """The log-probability of ``tokens`` after ``context``, by one whole forward pass."""
+    log_probs = whole(loaded, [*context, *tokens]).log_softmax(-1)
+    each = [float(log_probs[len(context) - 1 + i, token]) for i, token in enumerate(tokens)]
+    assert one.n == len(tokens) and one.log_prob == pytest.approx(sum(each), abs=1e-3)
 
 
 def test_each_row_stops_on_its_own(tiny: LoadedModel) -> None:
@@ -414,8 +418,10 @@ def test_each_row_stops_on_its_own(tiny: LoadedModel) -> None:
     assert len({row.index(stop) if stop in row else -1 for row in free}) > 1
     prefix = run_prefix(tiny, [c[:-1] for c in contexts])
     embeds = tiny.model.get_input_embeddings()(torch.tensor([c[-1:] for c in contexts]))
-    found, _ = generate_tail(tiny, prefix, embeds, max_tokens=10, stop=stop)
-    assert found == [row[: row.index(stop)] if stop in row else row for row in free]
+    tail = read_tail(tiny, prefix, torch.arange(len(contexts)), embeds)
+    assert [w.ids for w in write(tiny, tail, max_tokens=10, stop=stop)] == [
+        row[: row.index(stop)] if stop in row else row for row in free
+    ]
 
 
 @pytest.fixture
@@ -426,7 +432,11 @@ def free_run(tiny: LoadedModel) -> Callable[..., list[list[int]]]:
         contexts = ids_of(tiny)
         prefix = run_prefix(tiny, [c[:-1] for c in contexts])
         embeds = tiny.model.get_input_embeddings()(torch.tensor([c[-1:] for c in contexts]))
-        return generate_tail(tiny, prefix, embeds, max_tokens=max_tokens, stop=0, grammar=grammar)[0]
+        tail = read_tail(tiny, prefix, torch.arange(len(contexts)), embeds)
+        found = write(tiny, tail, max_tokens=max_tokens, stop=0, starts=[grammar.start()] * len(contexts))
+        for context, one in zip(contexts, found, strict=True):
+            assert_scored(tiny, context, one, one.ids if one.n == len(one.ids) else [*one.ids, 0])
+        return [one.ids for one in found]
 
     return run
 
@@ -463,3 +473,49 @@ def test_a_node_without_successors_ends_the_text(free_run: Callable[..., list[li
     grammar = Grammar()
     grammar.add([20, 30])
     assert free_run(grammar) == [[20, 30]] * len(TEXTS)
+
+
+def test_a_path_may_be_the_beginning_of_another_whatever_follows_it(free_run: Callable[..., list[list[int]]]) -> None:
+    """After ``20`` the end begins with the token by which ``20 90 50`` goes on: neither way may be lost or leak."""
+    end, root = Grammar(), Grammar()
+    end.add([90, 0])
+    root.add([20], end)
+    root.add([20, 90, 50], end)
+    root.add([30], end)
+    paths: set[tuple[int, ...]] = set()
+    waiting: list[tuple[tuple[int, ...], tuple[Grammar, ...]]] = [((), root.start())]
+    while waiting:
+        path, state = waiting.pop()
+        following = choices(state)
+        paths |= set() if following else {path}
+        waiting += [((*path, token), step(state, token)) for token in following]
+    assert paths == {(20, 90, 0), (20, 90, 50, 90, 0), (30, 90, 0)}
+    assert all((*row, 0) in paths for row in free_run(root))
+
+
+def test_guidance_takes_off_what_the_plain_text_makes_likely(tiny: LoadedModel) -> None:
+    contexts = ids_of(tiny)[:2]
+    prefix = run_prefix(tiny, [c[:-1] for c in contexts])
+    embed = tiny.model.get_input_embeddings()
+    embeds = torch.cat([embed(torch.tensor([c[-1:] for c in contexts])), embed(torch.tensor([[7], [9]]))])
+    tail = read_tail(tiny, prefix, torch.tensor([0, 1, 0, 1]), embeds)
+    for gamma in (0.5, 1.0):
+        found = write(tiny, tail, max_tokens=3, stop=0, guidance=gamma)
+        for i, other in enumerate((7, 9)):
+            ids: list[int] = []
+            while len(ids) < 3 and (not ids or ids[-1] != 0):
+                heard = whole(tiny, [*contexts[i], *ids])[-1].log_softmax(-1)
+                plain = whole(tiny, [*contexts[i][:-1], other, *ids])[-1].log_softmax(-1)
+                ids.append(int((heard - gamma * plain).argmax()))
+            assert found[i].ids == [t for t in ids if t != 0]
+
+
+def test_logits_after_texts_of_different_length(architecture: LoadedModel) -> None:
+    contexts = ids_of(architecture)[:2]
+    prefix = run_prefix(architecture, [c[:-1] for c in contexts])
+    embeds = architecture.model.get_input_embeddings()(torch.tensor([c[-1:] for c in contexts]))
+    tail = read_tail(architecture, prefix, torch.arange(2), embeds)
+    texts = [[20, 30, 40], [], [50], [60, 61]]
+    found = next_logits(architecture, tail, torch.tensor([0, 1, 1, 0]), texts)
+    for row, text, logits in zip((0, 1, 1, 0), texts, found, strict=True):
+        torch.testing.assert_close(logits, whole(architecture, [*contexts[row], *text])[-1], atol=2e-4, rtol=1e-3)

@@ -1,69 +1,77 @@
-"""Descriptions: atoms to a sentence and back, and its tokens."""
+"""Descriptions: atoms to a sentence in every phrasing and back, and its tokens."""
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 
 from gradatoms.models import LoadedModel
-from gradatoms.prefix import Grammar, generate_tail, run_prefix
-from gradatoms.projector.model import description_grammar, description_ids, stop_id
-from gradatoms.projector.text import NO_PRESSURE, PARTLY_FROM, Term, compose, described_terms, parse, pieces
+from gradatoms.prefix import Grammar, choices, read_tail, run_prefix, step, write
+from gradatoms.projector.prompt import header, stop_id, term_grammar, term_ids, token_ids
+from gradatoms.projector.text import DEGREES, NO_PRESSURE, PHRASINGS, Parser, Phrasing, compose, degree, number
 
 LABELS = {0: "Paris, Oslo", 3: "years: 1815, 1914", 4: "Paris, Oslo (2)", 5: "red", 8: "naïve 🧪", 9: "red, blue"}
+Terms = list[tuple[str, float]]
 
 
-@pytest.mark.parametrize(
-    "weights, expected",
-    [
-        ([(5, 0.2), (3, 0.9), (0, 0.5)], [(3, 0.9), (0, 0.5)]),
-        ([(5, 0.9), (3, 0.9 * PARTLY_FROM - 0.01)], [(5, 0.9)]),
-        ([(5, 0.5), (3, 0.5)], [(3, 0.5), (5, 0.5)]),
-        ([(5, 0.5)], [(5, 0.5)]),
-        ([(5, 0.0)], []),
-        ([], []),
-    ],
-)
-def test_at_most_two_atoms_are_described(weights: list[tuple[int, float]], expected: list[tuple[int, float]]) -> None:
-    assert described_terms(weights) == expected
+def terms(*pairs: tuple[int, float]) -> Terms:
+    return [(LABELS[atom], weight) for atom, weight in pairs]
 
 
-@pytest.mark.parametrize("terms", [[(0, 0.9)], [(3, 0.8), (8, 0.3)], [(4, 0.5), (0, 0.4)], [(9, 0.5), (5, 0.4)]])
-def test_a_description_is_read_back(terms: list[tuple[int, float]]) -> None:
-    found = parse(compose(terms, LABELS), LABELS, share=0.7)
-    assert [t.atom for t in found] == [atom for atom, _ in terms]
-    assert [t.label for t in found] == [LABELS[atom] for atom, _ in terms]
-    assert [t.weight for t in found] == pytest.approx([0.7, 0.3] if len(terms) == 2 else [1.0])
-    assert parse("".join(pieces(terms, LABELS)), LABELS, share=0.7) == found
+@pytest.mark.parametrize("phrasing", PHRASINGS)
+@pytest.mark.parametrize("pairs", [[(0, 0.9)], [(3, 0.8), (8, 0.3)], [(4, 0.5), (0, 0.4)], [(9, 0.7), (5, 0.1)]])
+def test_a_description_is_read_back(pairs: list[tuple[int, float]], phrasing: Phrasing) -> None:
+    found = Parser(LABELS)(compose(terms(*pairs), phrasing))
+    assert [(t.atom, t.label) for t in found] == [(atom, LABELS[atom]) for atom, _ in pairs]
+    within = {"name": 1.0, "words": 0.2, "numbers": 0.05, "both": 0.05}[phrasing]
+    assert [t.weight for t in found] == pytest.approx([w for _, w in pairs], abs=within)
+    assert Parser(LABELS)(f" {compose(terms(*pairs), phrasing)}.\n") == found
 
 
-@pytest.mark.parametrize("label", ["U.S.", "mostly red", "partly red", "etc.", "Washington D.C."])
-def test_awkward_labels_are_read_back(label: str) -> None:
-    labels = {0: label, 1: "blue"}
-    for terms in ([(0, 0.9)], [(0, 0.9), (1, 0.4)], [(1, 0.9), (0, 0.4)]):
-        assert [t.atom for t in parse(compose(terms, labels), labels, share=0.7)] == [atom for atom, _ in terms]
+AWKWARD = ["U.S.", "red (strongly)", "red 0.7", "etc.", "a; b", "x (0.3)", "Washington D.C.", "(1.0)"]
+
+
+@pytest.mark.parametrize("phrasing", ["words", "numbers", "both"])
+@pytest.mark.parametrize("label", AWKWARD)
+def test_awkward_labels_are_read_back(label: str, phrasing: Phrasing) -> None:
+    parse = Parser({0: label, 1: "blue", 2: "green"})
+    for chosen in itertools.permutations([(label, 0.9), ("blue", 0.4), ("green", 0.2)], 2):
+        found = parse(compose(list(chosen), phrasing))
+        assert [t.label for t in found] == [name for name, _ in chosen]
 
 
 def test_the_words_of_a_description() -> None:
-    assert compose([(0, 0.9), (5, 0.4)], LABELS) == "mostly Paris, Oslo; partly red"
-    assert compose([(5, 0.9)], LABELS) == "mostly red"
-    assert compose([], LABELS) == NO_PRESSURE
+    assert compose([("A", 0.72), ("B", 0.3)], "name") == "A; B"
+    assert compose([("A", 0.72), ("B", 0.3)], "words") == "A (strongly); B (partly)"
+    assert compose([("A", 0.72), ("B", 0.3)], "numbers") == "A (0.7); B (0.3)"
+    assert compose([("A", 0.72), ("B", 0.3)], "both") == "A (0.7, strongly); B (0.3, partly)"
+    assert [compose([], phrasing) for phrasing in PHRASINGS] == [NO_PRESSURE] * 4
 
 
-def test_an_atom_without_a_label_is_not_described() -> None:
-    assert compose([(7, 0.9), (5, 0.4)], LABELS) == "mostly red"
-    assert compose([(7, 0.9)], LABELS) == NO_PRESSURE
+def test_weights_in_words_and_numbers() -> None:
+    assert [
+        degree(w) for w in (0.6, 0.59, 0.4, 0.25, 0.24, 0.0)
+    ] == "strongly clearly clearly partly slightly slightly".split()
+    assert [number(w) for w in (0.0, 0.04, 0.16, 0.949, 0.96, 1.7)] == "0.1 0.1 0.2 0.9 1.0 1.0".split()
+    for word, least, read in DEGREES:
+        assert degree(read) == word and read >= least
 
 
 @pytest.mark.parametrize(
     "text, atoms",
     [
-        ("mostly red; partly something else", [5]),
-        ("mostly something else; partly red", [5]),
-        ("mostly red; partly red", [5]),
+        ("red (strongly); something else (partly)", [5]),
+        ("something else (strongly); red (partly)", [5]),
+        ("red (0.7, strongly); red (0.3)", [5]),
         ("red", [5]),
-        (" mostly red.\n", [5]),
-        ("mostly Red", []),
+        (" red (clearly).\n", [5]),
+        ("red (0.5)", [5]),
+        ("Red (clearly)", []),
+        ("red (mostly)", []),
+        ("red herring", []),
         (NO_PRESSURE, []),
         (f" {NO_PRESSURE}.", []),
         ("", []),
@@ -71,55 +79,60 @@ def test_an_atom_without_a_label_is_not_described() -> None:
     ],
 )
 def test_only_labels_are_read(text: str, atoms: list[int]) -> None:
-    assert [t.atom for t in parse(text, LABELS, share=0.7)] == atoms
+    assert [t.atom for t in Parser(LABELS)(text)] == atoms
 
 
-def test_a_dropped_part_keeps_the_weight_of_the_other() -> None:
-    assert parse("mostly nothing known; partly red", LABELS, share=0.75) == [Term(5, "red", 0.25)]
+def test_without_labels_nothing_is_read() -> None:
+    assert Parser({})("red (strongly)") == []
 
 
-def test_a_label_has_the_same_tokens_in_every_description(tiny: LoadedModel) -> None:
-    def ids(*terms: tuple[int, float]) -> list[int]:
-        return description_ids(tiny, pieces(list(terms), LABELS))
-
-    label = tiny.tokenizer(f" {LABELS[3]}", add_special_tokens=False).input_ids
-    mostly, second = ids((3, 0.9), (5, 0.4)), ids((5, 0.9), (3, 0.4))
-    start = len(tiny.tokenizer(" mostly", add_special_tokens=False).input_ids)
-    assert mostly[start : start + len(label)] == label
-    end = len(tiny.tokenizer(".", add_special_tokens=False).input_ids) + 1
-    assert second[-end - len(label) : -end] == label
-    for sequence in (mostly, second, ids()):
-        assert sequence[-1] == stop_id(tiny) and sequence.count(stop_id(tiny)) == 1
-    assert tiny.tokenizer.decode(mostly) == " mostly years: 1815, 1914; partly red.\n"
+@pytest.mark.parametrize("phrasing", PHRASINGS)
+def test_a_label_has_the_same_tokens_in_every_phrasing(tiny: LoadedModel, phrasing: Phrasing) -> None:
+    label = token_ids(tiny, f" {LABELS[3]}")
+    ids = term_ids(tiny, LABELS[3], 0.4, phrasing)
+    assert ids[: len(label)] == label
+    assert ids[-1] == stop_id(tiny) and ids.count(stop_id(tiny)) == 1
+    assert tiny.tokenizer.decode(ids) == f" {compose(terms((3, 0.4)), phrasing)}.\n"
 
 
-def accepts(node: Grammar, ids: list[int]) -> bool:
+@pytest.mark.parametrize("phrasing", PHRASINGS)
+def test_the_header_shows_the_phrasing(phrasing: Phrasing) -> None:
+    shown = header(phrasing, 3).split("\n\n")
+    assert shown[0].startswith("Push: coffee, tea (0.7).\n") and shown[-1] == ""
+    assert shown[0].rsplit(": ", 1)[1] == compose([("coffee, tea", 0.7)], phrasing) + "."
+    assert any(e.startswith("Push: ? ? ?\n") and e.endswith(f": {NO_PRESSURE}.") for e in shown)
+
+
+def accepts(grammar: Grammar, ids: list[int]) -> bool:
+    state = grammar.start()
     for token in ids:
-        if token not in node.next:
-            return False
-        node = node.next[token]
-    return not node.next
+        state = step(state, token)
+    return bool(state) and not choices(state)
 
 
+@pytest.mark.parametrize("phrasing", PHRASINGS)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_the_grammar_is_the_set_of_descriptions(tiny: LoadedModel, reverse: bool) -> None:
-    grammar = description_grammar(tiny, sorted(LABELS.values(), reverse=reverse))
-    for terms in ([], *([(a, 0.9)] for a in LABELS), *([(a, 0.9), (b, 0.4)] for a in LABELS for b in LABELS)):
-        assert accepts(grammar, description_ids(tiny, pieces(terms, LABELS)))
-    for parts in ([" mostly", " green", "."], [" mostly", " red", "; partly", "."], [" partly", " red", "."], ["."]):
-        assert not accepts(grammar, description_ids(tiny, parts))
+def test_the_grammar_is_the_set_of_terms(tiny: LoadedModel, phrasing: Phrasing, reverse: bool) -> None:
+    labels = sorted(LABELS.values(), reverse=reverse)
+    grammar, pressed = (term_grammar(tiny, labels, phrasing, null=null) for null in (True, False))
+    for label in LABELS.values():
+        for weight in np.arange(11) / 10:
+            ids = term_ids(tiny, label, float(weight), phrasing)
+            assert accepts(grammar, ids) and accepts(pressed, ids)
+    nothing = term_ids(tiny, None, 0.0, phrasing)
+    assert accepts(grammar, nothing) and not accepts(pressed, nothing)
+    for wrong in (" green.", " red", ".", " red;.", " (0.7).", " red (0.7) (0.7).", " red (0.7)"):
+        assert not accepts(grammar, [*token_ids(tiny, wrong), stop_id(tiny)])
 
 
-def test_what_the_grammar_writes_is_read_back(tiny: LoadedModel) -> None:
+@pytest.mark.parametrize("phrasing", PHRASINGS)
+def test_what_the_grammar_writes_is_read_back(tiny: LoadedModel, phrasing: Phrasing) -> None:
     embeds = 3 * torch.randn(16, 2, 32, generator=torch.Generator().manual_seed(1))
-    prefix = run_prefix(tiny, [[5, 6]] * 16)
-    grammar = description_grammar(tiny, LABELS.values())
-    found, scores = generate_tail(tiny, prefix, embeds, max_tokens=50, stop=stop_id(tiny), grammar=grammar)
-    texts = [tiny.tokenizer.decode(ids) for ids in found]
-    assert len(set(texts)) > 1 and all(score <= 0 for score in scores)
+    tail = read_tail(tiny, run_prefix(tiny, [[5, 6]]), torch.zeros(16, dtype=torch.long), embeds)
+    start = term_grammar(tiny, LABELS.values(), phrasing).start()
+    found = write(tiny, tail, max_tokens=90, stop=stop_id(tiny), starts=[start] * 16)
+    texts = [tiny.tokenizer.decode(one.ids) for one in found]
+    assert len(set(texts)) > 1 and all(one.log_prob <= 0 for one in found)
+    parse = Parser(LABELS)
     for text in texts:
-        terms = parse(text, LABELS, share=0.7)
-        assert terms or text == f" {NO_PRESSURE}."
-        again = compose([(t.atom, t.weight) for t in terms], LABELS)
-        first, *rest = text.strip().removesuffix(".").split("; partly ")
-        assert again == text.strip().removesuffix(".") or f"mostly {rest[0]}" == first
+        assert len(parse(text)) == 1 or text == f" {NO_PRESSURE}."

@@ -274,11 +274,28 @@ def test_projector(ran: Pipeline) -> None:
 def test_describe(ran: Pipeline) -> None:
     args = ("describe", ran.atoms, "--prompt", "The capital of France is", "--target", " Paris")
     value = inside_json(*args, "--foil", " Rome", "--context", "Two plus two is")
-    assert set(value) >= {"text", "terms", "code_terms", "norm", "confidence", "pressure"}
+    assert set(value) >= {"text", "terms", "code_terms", "norm", "confidence", "pressure", "agreement"}
     assert value["norm"] > 0 and 0 <= value["confidence"] <= 1 and isinstance(value["pressure"], bool)
     for term in value["terms"] + value["code_terms"]:
         assert set(term) >= {"atom", "label", "weight"}
     assert "the model says:" in inside(*args)
+
+
+def test_describe_a_store(ran: Pipeline) -> None:
+    args = ("describe", ran.atoms, "--store", ran.store, "--limit", 3)
+    rows = [json.loads(line) for line in inside(*args, "--json").splitlines()]
+    assert [r["row"] for r in rows] == [0, 1, 2]
+    assert all(set(r) >= {"text", "terms", "code_terms", "norm", "confidence", "pressure"} for r in rows)
+    lines = inside(*args, "--context", "Two plus two is").splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["0", "1", "2"] and all(
+        len(line.split("\t")) == 3 for line in lines
+    )
+
+
+def test_describe_a_mean_and_a_difference(ran: Pipeline) -> None:
+    args = ("describe", ran.atoms, "--store", ran.store, "--mean")
+    mean = inside_json(*args)
+    assert 0 < mean["norm"] < 1 and "length of the mean" in inside(*args)
 
 
 @pytest.mark.parametrize("sort", ["atom", "density", "coherence", "label"])
@@ -523,6 +540,31 @@ def training_before_labels(ran: Pipeline, folder: Path) -> tuple[list[object], l
 def describing_before_training(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
     args = ["describe", copy_of(ran, folder, "projector"), "--prompt", "a", "--target", " b"]
     return args, ["atoms projector train"]
+
+
+@refused
+def nothing_to_describe(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["describe", ran.atoms, "--prompt", "a"], ["--target", "--store"]
+
+
+@refused
+def a_prompt_and_a_store(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["describe", ran.atoms, "--store", ran.store, "--prompt", "a"], ["got both"]
+
+
+@refused
+def a_difference_without_a_mean(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["describe", ran.atoms, "--store", ran.store, "--minus", ran.store], ["--mean"]
+
+
+@refused
+def a_store_against_itself(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["describe", ran.atoms, "--store", ran.store, "--mean", "--minus", ran.store], ["its length is 0"]
+
+
+@refused
+def an_arm_that_is_not_there(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["projector", "train", ran.atoms, "--arm", "deep"], ["none, affine", "'deep'"]
 
 
 @refused

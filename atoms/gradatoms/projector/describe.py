@@ -1,40 +1,48 @@
-"""Describe a gradient: the model's own sentence, and the sparse code beside it."""
+"""Describe gradients: the model's own sentence, and the sparse code beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.coding import Codes
 from gradatoms.dictionary.provenance import folder_of, require_same_model
-from gradatoms.errors import GradientError
+from gradatoms.dictionary.pushes import Pushes
+from gradatoms.errors import ConfigError, GradientError, ModelMismatchError
 from gradatoms.examples import Example
 from gradatoms.gradients.batches import batched
 from gradatoms.gradients.residual import ResidualGradients
 from gradatoms.gradients.rows import merge_rows
 from gradatoms.gradients.sequences import tokenize
-from gradatoms.hooking import fast_math
 from gradatoms.labels.label import label_texts, load_labels
 from gradatoms.models import LoadedModel
-from gradatoms.prefix import Grammar, generate_tail
-from gradatoms.projector.model import (
-    Projector,
-    answer_ids,
-    context_prefix,
-    description_grammar,
-    load_projector,
-    scaled,
-    stop_id,
-)
-from gradatoms.projector.text import Term, parse
+from gradatoms.prefix import Grammar, Written, choices, write
+from gradatoms.progress import Progress, silent
+from gradatoms.projector.confidence import Confidence
+from gradatoms.projector.model import inputs, load_projector
+from gradatoms.projector.prompt import TERMS, stop_id, term_grammar, token_ids
+from gradatoms.projector.reader import Reader
+from gradatoms.projector.rows import Rows
+from gradatoms.projector.text import NO_PRESSURE, Parser, Phrasing, Term
+from gradatoms.projector.words import new_words
+from gradatoms_store import Store, open_store
 
-MAX_TOKENS = 64
-"""Longest description, in tokens: two labels of eight words and what joins them."""
+MAX_TOKENS = 48
+"""Longest term, in tokens: a label of eight words and its weight."""
+GUIDANCE = 0.5
+"""γ: how much of what the context alone makes likely is taken off when the model writes."""
+BATCH = 16
+"""Pushes read at once; more are slower on a processor, whose caches they overflow."""
+CALIBRATED = 128
+NEUTRAL = "Here is a sentence."
+"""The context of a push that has no prompt of its own."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,11 @@ class Said:
     text: str
     terms: list[Term]
     confidence: float
-    """exp of the mean log-probability of the tokens it wrote; not calibrated."""
+    """Chance that the leading atom is the right one; calibrated on rows that nothing was trained on."""
+    log_prob: float
+    """Mean log-probability of the tokens of the leading term, nats."""
+    margin: float
+    """log P(an atom is named) − log P(no clear pressure), nats; below 0 the null wins."""
 
 
 @dataclass(frozen=True)
@@ -58,72 +70,160 @@ class Description:
     code_terms: list[Term]
     """The sparse code: atoms and weights, largest first, whatever the sentence says."""
     norm: float
-    """‖g‖, nats per unit of the residual stream."""
+    """‖g‖, nats per unit of the residual stream; of a mean push, its length from 0 to 1."""
     confidence: float
     pressure: bool
     """False when the model sees no clear pressure."""
+    agreement: float
+    """Cosine between the sentence's combination of atoms and the code's, from −1 to 1: low where words and code disagree."""
 
 
 @dataclass(frozen=True)
 class Describer:
-    """A model with a trained projector and the labels it may use."""
+    """A reading model and the labels it may use."""
 
-    loaded: LoadedModel
+    reader: Reader
     atoms: Atoms
-    projector: Projector
     labels: Mapping[int, str]
-    share: float
-    """Weight of "mostly" beside a second atom: its mean share in training."""
-    grammar: Grammar
+    confidence: Confidence
+    _grammars: dict[tuple[Phrasing, bool], Grammar] = field(default_factory=dict, repr=False)
+
+    @property
+    def loaded(self) -> LoadedModel:
+        return self.reader.loaded
 
     @classmethod
-    def open(cls, loaded: LoadedModel, atoms: Atoms) -> Self:
-        """The projector in the folder of ``atoms``.
+    def open(cls, loaded: LoadedModel, atoms: Atoms, folder: Path | None = None, *, sealed: bool = False) -> Self:
+        """The projector in the folder of ``atoms``, or in ``folder``.
+
+        Args:
+            sealed: the projector as it was trained. By default one of the arm ``words`` also names the atoms that training
+                left out (held-out concepts, atoms labelled since): what they say is known from their labels.
 
         Raises:
             AtomsFormatError: no trained projector there.
             ModelMismatchError: the atoms belong to another model.
         """
         require_same_model(atoms, loaded)
-        folder = folder_of(atoms)
-        projector, share = load_projector(folder / "projector")
-        labels = label_texts(load_labels(folder))
-        return cls(
-            loaded, atoms, projector.to(loaded.device), labels, share, description_grammar(loaded, labels.values())
-        )
+        projector, values, lora = load_projector(folder or folder_of(atoms) / "projector")
+        labels = label_texts(load_labels(folder_of(atoms)))
+        reader = Reader(loaded, projector.to(loaded.device), lora)
+        describer = cls(reader, atoms, labels, Confidence(**values["confidence"]))
+        if not sealed:
+            describer.name_all()
+        return describer
+
+    def name_all(self) -> None:
+        """Give every labelled atom a unit; only of the arm ``words``."""
+        projector = self.reader.projector
+        if projector.words is None:
+            return
+        missing = sorted(set(self.labels) - set(projector.words.units.tolist()))
+        if missing:
+            new = new_words(self.loaded, self.atoms, self.labels, missing, projector.config.soft_tokens)
+            projector.words = projector.words.with_units(new)
+
+    def grammar(self, phrasing: Phrasing, null: bool) -> Grammar:
+        """What may be written in a phrasing, with or without "no clear pressure"."""
+        if (phrasing, null) not in self._grammars:
+            made = term_grammar(self.loaded, self.labels.values(), phrasing, null=null)
+            self._grammars[phrasing, null] = made
+        return self._grammars[phrasing, null]
 
     @torch.no_grad()
     def say(
-        self, pushes: np.ndarray | None, contexts: Sequence[str], *, free: bool = False, batch: int = 128
+        self,
+        pushes: Float[np.ndarray, "N D"] | None,
+        contexts: Sequence[str],
+        *,
+        phrasing: Phrasing = "both",
+        free: bool = False,
+        batch: int = BATCH,
+        progress: Progress = silent,
     ) -> list[Said]:
         """The model's descriptions of unit pushes, each inside its context.
 
         Args:
-            pushes: shape (rows, d); None leaves the soft tokens out (the no-gradient control).
+            pushes: one for each context; None reads no vector (the placeholders as they are).
             free: let the model write anything; by default it writes only descriptions that can be read back.
+            batch: pushes read at once; bounds memory.
         """
+        loaded, parse = self.loaded, Parser(self.labels)
+        x = None if pushes is None else inputs(self.atoms, self.reader.projector.config, pushes)
+        with_null, without = self.grammar(phrasing, True).start(), self.grammar(phrasing, False).start()
+        null, naming = token_ids(loaded, f" {NO_PRESSURE}")[0], choices(without)
+        terms = 1 if phrasing == "name" else TERMS
         found: list[Said] = []
-        answer = self.loaded.embeddings[torch.tensor(answer_ids(self.loaded), device=self.loaded.device)]
         for start in range(0, len(contexts), batch):
             chosen = list(contexts[start : start + batch])
-            tail = answer.expand(len(chosen), -1, -1)
-            if pushes is not None:
-                soft = self.projector(scaled(self.atoms, pushes[start : start + batch]).to(self.loaded.device))
-                tail = torch.cat([soft.to(tail.dtype), tail], dim=1)
-            with fast_math(self.loaded):
-                prefix = context_prefix(self.loaded, chosen)
-                ids, scores = generate_tail(
-                    self.loaded,
-                    prefix,
+            part = None if x is None else x[start : start + batch]
+            with self.reader.reading():
+                tail = self.reader.read(chosen, part, phrasing, terms=terms, beside=x is not None)
+                first = tail.logits[: terms * len(chosen)].float().log_softmax(-1)
+                margins = (first[:, naming].logsumexp(1) - first[:, null]).tolist()
+                texts = write(
+                    loaded,
                     tail,
                     max_tokens=MAX_TOKENS,
-                    stop=stop_id(self.loaded),
-                    grammar=None if free else self.grammar,
+                    stop=stop_id(loaded),
+                    starts=None if free else [without if m >= 0 else with_null for m in margins],
+                    guidance=0.0 if x is None else GUIDANCE,
                 )
-            for tokens, score in zip(ids, scores, strict=True):
-                text = self.loaded.decode(tokens).strip()
-                found.append(Said(text, parse(text, self.labels, self.share), float(np.exp(score))))
+            for i in range(len(chosen)):
+                found.append(self._joined(parse, texts[i :: len(chosen)], margins[i]))
+            progress("describe", min(start + batch, len(contexts)), len(contexts))
         return found
+
+    def _joined(self, parse: Parser, texts: Sequence[Written], margin: float) -> Said:
+        """One description of the texts of its terms; a later one that names nothing new is left out."""
+        said = [self.loaded.decode(text.ids).strip().removesuffix(".") for text in texts]
+        kept, named = said[:1], {t.atom for t in parse(said[0])}
+        for text in said[1:]:
+            new = {t.atom for t in parse(text)} - named
+            if new and named:
+                kept.append(text)
+                named |= new
+        score = texts[0].log_prob / max(1, texts[0].n)
+        text = "; ".join(kept)
+        return Said(text, parse(text), self.confidence(score, margin), score, margin)
+
+    def calibrated(self, rows: Rows, chosen: Int[np.ndarray, " c"], seed: int) -> Confidence:
+        """A confidence fitted on (at most ``CALIBRATED``) rows that nothing was trained on, each inside another's context."""
+        chosen = np.random.default_rng([seed, 29]).permutation(chosen)[:CALIBRATED]
+        contexts = [rows.prompts[i] for i in np.roll(chosen, 1)]
+        said = self.say(rows.pushes[chosen], contexts)
+        right = [bool(s.terms) and s.terms[0].atom == rows.lead[i] for s, i in zip(said, chosen, strict=True)]
+        named = [i for i, s in enumerate(said) if s.terms]
+        return Confidence.fit(
+            np.asarray([said[i].log_prob for i in named]),
+            np.asarray([said[i].margin for i in named]),
+            np.asarray([right[i] for i in named], dtype=bool),
+        )
+
+    def described(
+        self,
+        pushes: Float[np.ndarray, "N D"],
+        norms: Sequence[float],
+        contexts: Sequence[str],
+        *,
+        batch: int = BATCH,
+        progress: Progress = silent,
+    ) -> list[Description]:
+        """Descriptions of unit pushes, with the sparse codes beside them."""
+        codes = self.atoms.encode(pushes)
+        said = self.say(pushes, contexts, batch=batch, progress=progress)
+        return [
+            Description(
+                s.text,
+                s.terms,
+                terms := self.code_terms(codes, i),
+                float(norms[i]),
+                s.confidence,
+                bool(s.terms),
+                self._agreement(s.terms, terms),
+            )
+            for i, s in enumerate(said)
+        ]
 
     def code_terms(self, codes: Codes, row: int) -> list[Term]:
         """The labelled code of one row, largest weight first."""
@@ -132,6 +232,11 @@ class Describer:
             zip(codes.indices[a:b].tolist(), codes.data[a:b].tolist(), strict=True), key=lambda item: -item[1]
         )
         return [Term(atom, self.labels.get(atom, f"atom {atom}"), float(weight)) for atom, weight in pairs]
+
+    def _agreement(self, said: Sequence[Term], coded: Sequence[Term]) -> float:
+        one, two = (sum(t.weight * self.atoms.W_dec[t.atom] for t in terms) for terms in (said, coded))
+        size = float(np.linalg.norm(one) * np.linalg.norm(two))
+        return float(np.sum(one * two)) / size if size else 0.0
 
 
 def describe(
@@ -166,7 +271,98 @@ def describe(
         raise GradientError(
             f"expected a gradient with a direction, its norm is {norm}; choose another target or prompt"
         )
-    push = -g[:1] / norm
-    said = describer.say(push, [context if context is not None else prompt])[0]
-    codes = atoms.encode(push)
-    return Description(said.text, said.terms, describer.code_terms(codes, 0), norm, said.confidence, bool(said.terms))
+    return describer.described(-g[:1] / norm, [norm], [context if context is not None else prompt])[0]
+
+
+def describe_store(
+    describer: Describer,
+    path: str | Path,
+    *,
+    context: str | None = None,
+    limit: int | None = None,
+    batch: int = BATCH,
+    progress: Progress = silent,
+) -> Iterator[tuple[int, Description]]:
+    """Each row of a store in words, as (row number, description), a batch at a time.
+
+    Args:
+        context: describe all rows inside this prompt instead of their own.
+        limit: only the first so many rows.
+
+    Raises:
+        ModelMismatchError: the store's gradients are of another model; ConfigError: it lacks the atoms' hook.
+    """
+    store = _store_for(describer, path)
+    prompts = {record.id: record.prompt for record in store.examples}
+    rows = np.arange(store.n_rows if limit is None else min(limit, store.n_rows))
+    pushes = Pushes(store, hook=describer.atoms.hook, rows=rows)
+    done = 0
+    for found in store.batches(describer.atoms.hook, batch, rows=pushes.rows):
+        numbers = pushes.rows[done : done + len(found.norms)]
+        own = [prompts[int(i)] for i in found.rows["example"]]
+        texts = describer.described(
+            -found.gradients, found.norms.tolist(), own if context is None else [context] * len(own), batch=batch
+        )
+        yield from zip(numbers.tolist(), texts, strict=True)
+        done += len(numbers)
+        progress("describe", done, len(pushes.rows))
+
+
+def describe_mean(
+    describer: Describer,
+    path: str | Path,
+    *,
+    minus: str | Path | None = None,
+    context: str | None = None,
+) -> Description:
+    """What a whole data set pushes toward: its mean push; with ``minus``, what sets it apart from another's.
+
+        p = m / ‖m‖,  m = mean of the unit pushes;  with ``minus``, x = c (m − m′)/‖m − m′‖ in place of p − b_dec,
+
+    c being the length that a centred push has: √(1 − ‖b_dec‖²). ``norm`` is ‖m‖ or ‖m − m′‖: near 0, the rows push in
+    unlike directions (or the two sets in the same).
+
+    Raises:
+        ModelMismatchError: gradients of another model; ConfigError: a store lacks the atoms' hook;
+        GradientError: nothing is left, as between a store and itself.
+    """
+    b_dec = describer.atoms.b_dec
+    mean = _mean(describer, path)
+    if minus is not None:
+        mean = mean - _mean(describer, minus)
+    norm = float(np.linalg.norm(mean))
+    if not norm > 1e-6:
+        raise GradientError(f"expected a mean push with a direction, its length is {norm:.2g}; name other stores")
+    push = mean / norm
+    if minus is not None:
+        push = push * np.sqrt(max(0.0, 1 - float(b_dec @ b_dec))) + b_dec
+    pushes = np.asarray(push[None], dtype=np.float32)
+    return describer.described(pushes, [norm], [NEUTRAL if context is None else context])[0]
+
+
+def _mean(describer: Describer, path: str | Path) -> Float[np.ndarray, " D"]:
+    store = _store_for(describer, path)
+    total, count = np.zeros(describer.atoms.W_dec.shape[1]), 0
+    for batch in store.batches(describer.atoms.hook, 8192):
+        kept = batch.norms > 0
+        total -= batch.gradients[kept].sum(axis=0, dtype=np.float64)
+        count += int(kept.sum())
+    if not count:
+        raise GradientError(f"expected rows with a gradient in {path}, found none; harvest examples first")
+    return total / count
+
+
+def _store_for(describer: Describer, path: str | Path) -> Store:
+    store = open_store(path)
+    made = dict(store.header.model)
+    if not describer.loaded.fingerprint.same_weights(made):
+        raise ModelMismatchError(
+            f"expected gradients of {describer.loaded.fingerprint.name} ({describer.loaded.fingerprint.sha}), {path} holds "
+            f"those of {made.get('name')} ({made.get('sha')}); harvest with the model of the atoms"
+        )
+    if describer.atoms.hook not in store.hooks:
+        raise ConfigError(
+            f"expected gradients at {describer.atoms.hook}, {path} has {', '.join(store.hooks)}; harvest with "
+            f"--hook {describer.atoms.hook}"
+        )
+    return store

@@ -1,13 +1,25 @@
-"""Descriptions: a row's leading atoms as a sentence, and the sentence back into atoms."""
+"""Descriptions: a combination of labelled atoms as a sentence, in several phrasings, and the sentence back into atoms.
+
+    name      A; B.
+    words     A (strongly); B (partly).
+    numbers   A (0.7); B (0.3).
+    both      A (0.7, strongly); B (0.3, partly).
+
+A weight is a sparse code: the projection, in units of the unit push, that the atom accounts for.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 NO_PRESSURE = "no clear pressure"
-PARTLY_FROM = 0.3
-"""A second atom is mentioned when its weight is at least this share of the leading one's."""
+Phrasing = Literal["name", "words", "numbers", "both"]
+PHRASINGS: tuple[Phrasing, ...] = get_args(Phrasing)
+DEGREES = (("strongly", 0.6, 0.75), ("clearly", 0.4, 0.5), ("partly", 0.25, 0.32), ("slightly", 0.0, 0.17))
+"""Word, the least weight it is used for, and the weight it is read as."""
 
 
 @dataclass(frozen=True)
@@ -19,39 +31,68 @@ class Term:
     weight: float
 
 
-def described_terms(weights: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The one or two (atom, weight) that a description names: the leading atom, and the next if it weighs enough."""
-    ranked = sorted(weights, key=lambda item: (-item[1], item[0]))[:2]
-    return [item for item in ranked if item[1] > 0 and item[1] >= PARTLY_FROM * ranked[0][1]]
+def degree(weight: float | int) -> str:
+    """The word for a weight."""
+    return next(word for word, least, _ in DEGREES if weight >= least or least == 0.0)
 
 
-def pieces(terms: Sequence[tuple[int, float]], labels: Mapping[int, str]) -> list[str]:
-    """The description in the pieces that are tokenised one by one, so that a label always has the same tokens."""
-    named = [labels[atom] for atom, _ in terms if atom in labels]
-    if not named:
-        return [f" {NO_PRESSURE}", "."]
-    return [" mostly", f" {named[0]}", *(part for label in named[1:] for part in ("; partly", f" {label}")), "."]
+def number(weight: float | int) -> str:
+    """A weight as it is written: from 0.1 to 1.0 in steps of 0.1."""
+    return f"{min(max(round(10 * weight), 1), 10) / 10:.1f}"
 
 
-def compose(terms: Sequence[tuple[int, float]], labels: Mapping[int, str]) -> str:
-    """The description of ``described_terms``: "mostly X; partly Y", or that there is no clear pressure."""
-    return "".join(pieces(terms, labels)).strip()[:-1]
-
-
-def parse(text: str, labels: Mapping[int, str], share: float) -> list[Term]:
-    """The atoms that a description names. A part that is no atom's label is left out.
+def pieces(label: str | None, weight: float | int, phrasing: Phrasing) -> list[str]:
+    """One term in pieces that are tokenised one by one, so that a label always has the same tokens.
 
     Args:
-        share: weight of "mostly" when a second atom is named, from 0 to 1; a single atom has weight 1.
+        label: None says that there is no clear pressure.
     """
-    atoms = {label: atom for atom, label in labels.items()}
-    parts = text.strip().split("; ")
-    weights = [1.0] if len(parts) == 1 else [share, *[(1 - share) / (len(parts) - 1)] * (len(parts) - 1)]
-    terms: list[Term] = []
-    for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-        label = part.removeprefix("partly " if i else "mostly ").strip()
-        if label not in atoms:
-            label = label.removesuffix(".")
-        if label in atoms and all(t.atom != atoms[label] for t in terms):
-            terms.append(Term(atoms[label], label, weight))
-    return terms
+    if label is None:
+        return [f" {NO_PRESSURE}", "."]
+    told = number(weight)
+    word = degree(float(told))
+    said = {"words": [f" ({word})"], "numbers": [f" ({told})"], "both": [f" ({told}, {word})"]}
+    return [f" {label}", *said.get(phrasing, []), "."]
+
+
+def compose(terms: Sequence[tuple[str, float | int]], phrasing: Phrasing = "both") -> str:
+    """The description of (label, weight) terms, the leading one first."""
+    found = ["".join(pieces(label, weight, phrasing)).strip()[:-1] for label, weight in terms]
+    return "; ".join(found) or NO_PRESSURE
+
+
+class Parser:
+    """Reads the atoms out of descriptions, whatever their phrasing. A part that is no atom's label is left out.
+
+    Args:
+        labels: the label of each atom.
+    """
+
+    def __init__(self, labels: Mapping[int, str]) -> None:
+        self._atoms = {label: atom for atom, label in labels.items()}
+        known = "|".join(re.escape(label) for label in sorted(self._atoms, key=len, reverse=True)) or r"(?!)"
+        words = "|".join(word for word, _, _ in DEGREES)
+        weight = rf"(?P<number>0\.[1-9]|1\.0)?(?:, )?(?P<word>{words})?"
+        self._term = re.compile(rf"(?P<label>{known})(?: \({weight}\))?(?=; |\.?\s*$)")
+
+    def __call__(self, text: str) -> list[Term]:
+        """The terms of a description, in its order; a weight that it does not state is 1. An atom counts once."""
+        text, at = text.strip(), 0
+        terms: list[Term] = []
+        while at < len(text):
+            match = self._term.match(text, at)
+            if match is None:
+                at = text.find("; ", at)
+                at = len(text) if at < 0 else at + 2
+                continue
+            atom = self._atoms[match["label"]]
+            if all(term.atom != atom for term in terms):
+                terms.append(Term(atom, match["label"], _weight(match["word"], match["number"])))
+            at = match.end() + 2
+        return terms
+
+
+def _weight(word: str | None, written: str | None) -> float:
+    if written is not None:
+        return float(written)
+    return next((read for name, _, read in DEGREES if name == word), 1.0)
