@@ -40,8 +40,9 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# Two processes of one thread each: the products of small models are slower on two threads that wait for each other.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 # Timed without the shape checks that the tests run under.
 bench: install

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gradatoms.examples import Example, read_examples
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what runs behind a `&`; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def save_small_model(folder: Path, *, seed: int = 0, nan: bool = False) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -82,59 +82,6 @@ def run_tail(
     return _run(loaded, prefix.fork(rows), prefix.mask[rows], ids=ids, embeds=embeds, at=at)[0]
 
 
-@dataclass
-class Grammar:
-    """Which token may follow: a node of a directed graph of token ids, which may have several ways on by one token.
-
-    A text stands at a tuple of nodes (``start``, then ``step`` by ``step``); where nothing may follow, it ends.
-    """
-
-    next: dict[int, list[Grammar]] = field(default_factory=dict)
-    also: list[Grammar] = field(default_factory=list)
-    """Nodes that what is here may go on from as well."""
-
-    def add(self, ids: Sequence[int], end: Grammar | None = None) -> Grammar:
-        """Add a path of token ids from here, sharing what it has in common with the paths added before.
-
-        Args:
-            end: the node where the text goes on; it may be shared by many paths, and is not changed.
-
-        Returns:
-            the path's last node.
-        """
-        node = self
-        for token in ids:
-            ways = node.next.setdefault(token, [])
-            if not ways:
-                ways.append(Grammar())
-            node = ways[0]
-        if end is not None:
-            node.also.append(end)
-        return node
-
-    def start(self) -> tuple[Grammar, ...]:
-        """Where a text that begins here stands."""
-        found: list[Grammar] = []
-        waiting = [self]
-        while waiting:
-            node = waiting.pop()
-            if all(node is not seen for seen in found):
-                found.append(node)
-                waiting += node.also
-        return tuple(found)
-
-
-def choices(state: tuple[Grammar, ...]) -> list[int]:
-    """The tokens that may follow."""
-    return list({token: None for node in state for token in node.next})
-
-
-def step(state: tuple[Grammar, ...], token: int) -> tuple[Grammar, ...]:
-    """Where a text stands after one more token."""
-    found = {id(n): n for node in state for way in node.next.get(token, ()) for n in way.start()}
-    return tuple(found.values())
-
-
 @dataclass(frozen=True)
 class Tail:
     """B texts read so far: what the next token may be, and all that is needed to go on."""
@@ -157,99 +104,21 @@ def read_tail(
     return Tail(*_run(loaded, prefix.fork(rows), prefix.mask[rows], embeds=embeds, at=at))
 
 
-@dataclass(frozen=True)
-class Written:
-    """One text that the model wrote."""
-
-    ids: list[int]
-    """Without the token that stops it."""
-    log_prob: float
-    """Sum over its tokens, ``stop`` among them, under the model without any grammar; nats."""
-    n: int
-    """Tokens, ``stop`` among them."""
-
-
 @torch.no_grad()
-def write(
-    loaded: LoadedModel,
-    tail: Tail,
-    *,
-    max_tokens: int,
-    stop: int,
-    starts: Sequence[tuple[Grammar, ...]] | None = None,
-    guidance: float | int = 0.0,
-) -> list[Written]:
-    """Greedy continuations, until token ``stop`` or until nothing may follow.
+def go_on(
+    loaded: LoadedModel, tail: Tail, chains: Sequence[Sequence[int]]
+) -> tuple[Any, Int[torch.Tensor, "B S"], list[Float[torch.Tensor, "T V"]]]:
+    """The texts of ``tail``, whose cache is taken over, after at least one more token each.
 
-    Tokens that the grammar leaves no choice about are read in one go with the token before them.
-
-    Args:
-        starts: where each text stands in a grammar, of which only the paths may be written; None leaves the model free.
-        guidance: γ ≥ 0. Above 0 the second half of ``tail`` are the same texts without what should be heard, and the token
-            with the largest log p − γ log p′ is taken (classifier-free guidance, Sanchez et al. 2023).
+    Returns:
+        cache; mask; and for each text the logits after every token of its chain.
     """
-    halves = 2 if guidance else 1
-    n = len(tail.logits) // halves
-    ids: list[list[int]] = [[] for _ in range(n)]
-    total, count = [0.0] * n, [0] * n
-    states: list[tuple[Grammar, ...]] = list(starts) if starts is not None else [()] * n
-    rows = list(range(n))
-    going = tail.part(torch.arange(halves * n, device=tail.mask.device))
-    while rows:
-        log_probs = going.logits.float().log_softmax(-1)
-        scores = log_probs[: len(rows)]
-        if guidance:
-            scores = scores - guidance * log_probs[len(rows) :]
-        chains = []
-        for i, row in enumerate(rows):
-            if starts is None:
-                chain = [int(scores[i].argmax())]
-            else:
-                ways = choices(states[row])
-                chain = [ways[int(scores[i, ways].argmax())]]
-                states[row] = step(states[row], chain[0])
-                while chain[-1] != stop and len(ways := choices(states[row])) == 1:
-                    chain.append(ways[0])
-                    states[row] = step(states[row], ways[0])
-            chain = chain[: max_tokens - len(ids[row])]
-            chains.append(chain)
-            ids[row] += [token for token in chain if token != stop]
-            total[row] += float(log_probs[i, chain[0]])
-            count[row] += len(chain)
-        ended = [
-            chain[-1] == stop or len(ids[row]) >= max_tokens or (starts is not None and not choices(states[row]))
-            for row, chain in zip(rows, chains, strict=True)
-        ]
-        kept = [i for i in range(len(rows)) if not ended[i] or len(chains[i]) > 1]
-        if not kept:
-            break
-        part = torch.tensor([h * len(rows) + i for h in range(halves) for i in kept], device=tail.mask.device)
-        going = going.part(part) if len(kept) < len(rows) else going
-        going, forced = _go_on(loaded, going, [chains[i] for i in kept] * halves)
-        for i, log_prob in zip(kept, forced, strict=False):
-            total[rows[i]] += log_prob
-        staying = [j for j, i in enumerate(kept) if not ended[i]]
-        if len(staying) < len(kept):
-            part = torch.tensor([h * len(kept) + j for h in range(halves) for j in staying], device=tail.mask.device)
-            going = going.part(part) if staying else going
-        rows = [rows[kept[j]] for j in staying]
-    return [Written(ids[i], total[i], count[i]) for i in range(n)]
-
-
-def _go_on(loaded: LoadedModel, tail: Tail, chains: Sequence[Sequence[int]]) -> tuple[Tail, list[float]]:
-    """The tail after one chain of tokens a text, and the log-probability of each chain after its first token."""
     device, width = tail.mask.device, max(len(chain) for chain in chains)
     ids = torch.tensor([[*chain, *[0] * (width - len(chain))] for chain in chains], device=device)
     real = torch.tensor([[1] * len(chain) + [0] * (width - len(chain)) for chain in chains], device=device)
     row, position = real.nonzero(as_tuple=True)
     logits, cache, mask = _run(loaded, tail.cache, tail.mask, ids=ids, at=(row, position), real=real)
-    found, last, place = [], [], 0
-    for chain in chains:
-        scores = logits[place : place + len(chain) - 1].float().log_softmax(-1)
-        found.append(float(sum(scores[k, token] for k, token in enumerate(chain[1:]))))
-        place += len(chain)
-        last.append(place - 1)
-    return Tail(logits[last], cache, mask), found
+    return cache, mask, list(logits.split([len(chain) for chain in chains]))
 
 
 @torch.no_grad()

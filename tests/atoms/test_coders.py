@@ -175,7 +175,10 @@ def test_pursuits_are_their_plain_forms(kind: str, positive: bool) -> None:
                 assert np.diff(codes.indptr).max() <= k and not C[3].any()
                 assert not positive or C.min() >= 0
                 if kind not in ("doubles", "opposites", "one coordinate", "dependent"):
-                    np.testing.assert_array_equal(C != 0, expected != 0)
+                    # The last atoms of a row that k atoms explain whole are chosen by the rounding of what is left.
+                    left = np.linalg.norm(X - expected @ W, axis=1) > 1e-4
+                    settled = left | (k <= 4)
+                    np.testing.assert_array_equal(C[settled] != 0, expected[settled] != 0)
                     if k <= 4:
                         np.testing.assert_allclose(C, expected, atol=1e-4)
                 np.testing.assert_allclose(C @ W, expected @ W, atol=1e-5 if k <= 4 else 2e-3)  # float32 Gram
@@ -184,13 +187,17 @@ def test_pursuits_are_their_plain_forms(kind: str, positive: bool) -> None:
 @pytest.mark.parametrize("positive", [True, False], ids=["positive", "signed"])
 @pytest.mark.parametrize("kind", ["almost one", "noisy copies", "signs"])
 def test_omp_explains_as_much_as_its_plain_form_where_atoms_are_almost_one(kind: str, positive: bool) -> None:
-    """Cosines of 0.9996 and more: rounding may decide which atom is next, and weights cancel."""
+    """Cosines of 0.9996 and more: rounding may decide which atom is next, and weights cancel.
+
+    A cosine is known to float32's 1.2e-7, a residual near 0 therefore to √(2 · 1.2e-7) = 5e-4.
+    """
     plain = reference.nn_omp if positive else reference.omp
     for X, W in problems(kind, 6):
         for k in (1, 2, 3):
             C = omp(X, W, k, positive=positive).toarray()
             for x, c in zip(X, C, strict=True):
-                assert np.linalg.norm(x - c @ W) < np.linalg.norm(x - plain(x, W, k) @ W) + 1e-4
+                least = np.linalg.norm(x - plain(x, W, k) @ W)
+                assert np.linalg.norm(x - c @ W) < np.hypot(least, 5e-4) + 1e-4
 
 
 def test_a_pursuit_that_takes_an_atom_again_lists_it_once() -> None:

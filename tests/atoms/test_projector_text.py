@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from gradatoms.models import LoadedModel
-from gradatoms.prefix import Grammar, choices, read_tail, run_prefix, step, write
-from gradatoms.projector.prompt import header, stop_id, term_grammar, term_ids, token_ids
+from gradatoms.prefix import read_tail, run_prefix
+from gradatoms.projector.drafts import Drafts
+from gradatoms.projector.prompt import header, slot_ids, stop_id, term_grammar, term_ids, token_ids
 from gradatoms.projector.text import DEGREES, NO_PRESSURE, PHRASINGS, Parser, Phrasing, compose, degree, number
+from gradatoms.writing import Grammar, choices, step, write
 
 LABELS = {0: "Paris, Oslo", 3: "years: 1815, 1914", 4: "Paris, Oslo (2)", 5: "red", 8: "naïve 🧪", 9: "red, blue"}
 Terms = list[tuple[str, float]]
@@ -136,3 +138,23 @@ def test_what_the_grammar_writes_is_read_back(tiny: LoadedModel, phrasing: Phras
     parse = Parser(LABELS)
     for text in texts:
         assert len(parse(text)) == 1 or text == f" {NO_PRESSURE}."
+
+
+@pytest.mark.parametrize("phrasing", PHRASINGS)
+def test_a_draft_is_the_term_that_soft_tokens_look_like(tiny: LoadedModel, phrasing: Phrasing) -> None:
+    k = 40
+    drafts, rng = Drafts(tiny, list(LABELS.values()), k), np.random.default_rng(0)
+    asked = [(label, w / 10) for label in LABELS.values() for w in (1, 4, 10)] + [(None, 0.0)]
+    embeds = torch.nn.functional.normalize(tiny.embeddings.float(), dim=1)
+    soft = torch.stack([embeds[torch.tensor(slot_ids(tiny, label, weight, k))] for label, weight in asked])
+    blurred = soft + 0.05 * torch.from_numpy(rng.standard_normal(soft.shape).astype(np.float32))
+    assert drafts(blurred, phrasing) == [term_ids(tiny, label, weight, phrasing) for label, weight in asked]
+    grammar = term_grammar(tiny, LABELS.values(), phrasing)
+    anything = torch.from_numpy(rng.standard_normal((9, k, soft.shape[2])).astype(np.float32))
+    assert all(accepts(grammar, ids) for ids in drafts(anything, phrasing))
+
+
+def test_a_draft_of_few_soft_tokens_is_still_a_term(tiny: LoadedModel) -> None:
+    grammar = term_grammar(tiny, LABELS.values(), "both")
+    for k in (1, 2, 5):
+        assert all(accepts(grammar, ids) for ids in Drafts(tiny, list(LABELS.values()), k)(torch.randn(4, k, 32), "both"))

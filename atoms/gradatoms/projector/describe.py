@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -23,15 +24,16 @@ from gradatoms.gradients.rows import merge_rows
 from gradatoms.gradients.sequences import tokenize
 from gradatoms.labels.label import label_texts, load_labels
 from gradatoms.models import LoadedModel
-from gradatoms.prefix import Grammar, Written, choices, write
 from gradatoms.progress import Progress, silent
 from gradatoms.projector.confidence import Confidence
+from gradatoms.projector.drafts import Drafts
 from gradatoms.projector.model import inputs, load_projector
 from gradatoms.projector.prompt import TERMS, stop_id, term_grammar, token_ids
 from gradatoms.projector.reader import Reader
 from gradatoms.projector.rows import Rows
 from gradatoms.projector.text import NO_PRESSURE, Parser, Phrasing, Term
 from gradatoms.projector.words import new_words
+from gradatoms.writing import Grammar, Written, choices, write
 from gradatoms_store import Store, open_store
 
 MAX_TOKENS = 48
@@ -130,6 +132,10 @@ class Describer:
             self._grammars[phrasing, null] = made
         return self._grammars[phrasing, null]
 
+    @cached_property
+    def drafts(self) -> Drafts:
+        return Drafts(self.loaded, list(self.labels.values()), self.reader.projector.config.soft_tokens)
+
     @torch.no_grad()
     def say(
         self,
@@ -158,8 +164,10 @@ class Describer:
             chosen = list(contexts[start : start + batch])
             part = None if x is None else x[start : start + batch]
             with self.reader.reading():
-                tail = self.reader.read(chosen, part, phrasing, terms=terms, beside=x is not None)
-                first = tail.logits[: terms * len(chosen)].float().log_softmax(-1)
+                soft = None if part is None else self.reader.soft(part, terms)
+                tail = self.reader.read(chosen, soft, phrasing, beside=soft is not None)
+                count = len(chosen) if soft is None else len(soft)
+                first = tail.logits[:count].float().log_softmax(-1)
                 margins = (first[:, naming].logsumexp(1) - first[:, null]).tolist()
                 texts = write(
                     loaded,
@@ -168,6 +176,7 @@ class Describer:
                     stop=stop_id(loaded),
                     starts=None if free else [without if m >= 0 else with_null for m in margins],
                     guidance=0.0 if x is None else GUIDANCE,
+                    drafts=None if soft is None or free else self.drafts(soft, phrasing),
                 )
             for i in range(len(chosen)):
                 found.append(self._joined(parse, texts[i :: len(chosen)], margins[i]))

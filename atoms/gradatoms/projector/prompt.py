@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from gradatoms.models import LoadedModel
-from gradatoms.prefix import Grammar
 from gradatoms.projector.text import NO_PRESSURE, Phrasing, pieces
+from gradatoms.writing import Grammar
 
 TERMS = 2
 """Terms of a description at most: the leading atom and a second. Each is read on its own."""

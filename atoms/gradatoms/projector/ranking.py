@@ -93,7 +93,7 @@ class Ranker:
         reader = self.describer.reader
         found = np.full((len(contexts), len(self.atoms)), FLOOR, dtype=np.float32)
         with torch.no_grad(), reader.reading():
-            tail = reader.read(contexts, x, "name")
+            tail = reader.read(contexts, None if x is None else reader.soft(x), "name")
             waiting = [(row, self._root, 0.0) for row in range(len(contexts))]
             while waiting:
                 now, waiting = waiting[: self._forks], waiting[self._forks :]

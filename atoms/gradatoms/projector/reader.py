@@ -75,36 +75,44 @@ class Reader:
         return run_prefix(self.loaded, ids, after=self._headers[phrasing])
 
     @torch.no_grad()
+    def soft(self, x: Float[torch.Tensor, "N I"], terms: int = 1) -> Float[torch.Tensor, "R K M"]:
+        """û of the leading ``terms`` terms of N pushes: first terms first."""
+        return self.projector(x.to(self.loaded.device))[:, :terms].transpose(0, 1).flatten(0, 1)
+
+    @torch.no_grad()
     def read(
         self,
         contexts: Sequence[str],
-        x: Float[torch.Tensor, "R I"] | None,
+        soft: Float[torch.Tensor, "R K M"] | None,
         phrasing: Phrasing,
         *,
-        terms: int = 1,
         beside: bool = False,
     ) -> Tail:
-        """Pushes read inside contexts, up to where the description of a term begins; within ``reading``.
+        """Terms of pushes read inside contexts, up to where the description of a term begins; within ``reading``.
 
         Args:
-            terms: read the first term of each push, or all leading terms up to so many, one after the other: text r is the
-                first of push r, text N + r its second.
-            x: inputs of the projector, one for each context; None reads no vector.
-            beside: add the same contexts with no vector, as a second half.
+            contexts: N; term r is read inside ``contexts[r % N]``.
+            soft: what the projector gives, from ``soft``; None reads no vector.
+            beside: add the same R texts with no vector, as a second half.
         """
-        device = self.loaded.device
+        n, device = len(contexts), self.loaded.device
         distinct = list(dict.fromkeys(contexts))
-        rows = torch.tensor([distinct.index(c) for c in contexts], device=device)
+        inside = torch.tensor([distinct.index(c) for c in contexts], device=device)
         prefix = self.prefix(distinct, phrasing)
-        rows = rows.repeat(terms)
-        empty = torch.zeros(len(rows), self.projector.config.soft_tokens, self.projector.d_model, device=device)
-        u = empty if x is None else self.projector(x.to(device))[:, :terms].transpose(0, 1).flatten(0, 1)
-        if beside:
-            u, rows = torch.cat([u, empty]), rows.repeat(2)
+        empty = torch.zeros(n, self.projector.config.soft_tokens, self.projector.d_model, device=device)
+        u = empty if soft is None else soft
+        terms = len(u) // n
+        rows = inside.repeat(terms)
+        if beside:  # without a vector all terms of a push are one text: it is read once
+            u, rows = torch.cat([u, empty]), torch.cat([rows, inside])
         ids = torch.tensor(token_ids(self.loaded, ANSWERS[phrasing]), device=device)
         answer = self.loaded.embeddings[ids].expand(len(rows), -1, -1)
-        with injected(self.loaded, self.projector, u) as soft:
-            return read_tail(self.loaded, prefix, rows, torch.cat([soft, answer], dim=1))
+        with injected(self.loaded, self.projector, u) as embeds:
+            tail = read_tail(self.loaded, prefix, rows, torch.cat([embeds, answer], dim=1))
+        if not beside or terms == 1:
+            return tail
+        every = torch.arange(terms * n, device=device)
+        return tail.part(torch.cat([every, terms * n + every % n]))
 
 
 def _add_lora(loaded: LoadedModel, rank: int, seed: int) -> Any:
