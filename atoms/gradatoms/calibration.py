@@ -26,6 +26,8 @@ START = 0.1
 """Strength that a search begins with, in units of ‖h‖, where no better one is known."""
 _FURTHEST = 4.0
 """Most that a strength grows from one try to the next."""
+_LEAST = 1e-6
+"""Strength below which a search does not go: what has an effect there, as clamping does, is not the step's."""
 _NARROW = 1e-4
 """A bracket of this relative width is taken as a point: in between is rounding."""
 _DIFFERENCE = 1e-2
@@ -41,7 +43,7 @@ class Calibration:
     kl: Float[np.ndarray, " K"]
     """Mean KL(plain ‖ steered) at that strength, in nats; nan for a direction without contexts."""
     reached: Bool[np.ndarray, " K"]
-    """False where even the greatest strength has a smaller effect, and where there are no contexts."""
+    """False where even the greatest strength has a smaller effect (or none has so small a one), and where there are no contexts."""
     tries: Int[np.ndarray, " K"]
     """Strengths that were tried."""
 
@@ -83,7 +85,7 @@ def calibrate_all(
         if not value > 0:
             raise ConfigError(f"expected {name} above 0{unit}, got {value}")
     wanted = np.bincount([direction for direction, _ in pairs], minlength=len(directions)) > 0
-    search = _Search(len(directions), float(kl), float(most), float(tolerance), start)
+    search = Search(len(directions), float(kl), float(most), float(tolerance), start)
     search.done = ~wanted
     groups = list(grouped(loaded, hook, contexts, pairs))
     while not search.done.all():
@@ -133,7 +135,7 @@ def _mean_kl(
     return np.asarray((total / count).cpu().numpy(), dtype=np.float64)
 
 
-class _Search:
+class Search:
     """Where each direction's search stands: its bracket, and the strength to try next."""
 
     def __init__(
@@ -165,7 +167,7 @@ class _Search:
         self.low[i[below]], self.low_kl[i[below]] = alpha[below], kl[below]
         self.high[i[~below]], self.high_kl[i[~below]] = alpha[~below], kl[~below]
         hit = np.abs(kl / self.budget - 1) <= self.tolerance
-        self.reached[i] = hit | ~below | (alpha < self.most)
+        self.reached[i] = hit | np.where(below, alpha < self.most, alpha > _LEAST)
         narrow = self.high[i] <= (1 + _NARROW) * self.low[i]
         self.done[i] = hit | narrow | ~self.reached[i]
         with np.errstate(all="ignore"):
@@ -191,7 +193,7 @@ class _Search:
         slow = (self.bracketed[i] > 3) & (self.bracketed[i] % 2 == 0)
         halve = slow | ~((between > low) & (between < high))
         inside = np.where(halve, half, between)
-        return np.minimum(np.where(open_above, outward, np.where(open_below, inward, inside)), self.most)
+        return np.clip(np.where(open_above, outward, np.where(open_below, inward, inside)), _LEAST, self.most)
 
 
 # The slope at zero

@@ -163,20 +163,60 @@ def steer(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
     alpha: Annotated[str, typer.Option(help="Strength in units of ‖h‖, or auto.")] = "auto",
     kl: Annotated[float, typer.Option(help="With auto: the effect on the next token, in nats.")] = 0.5,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="One more atom with its strength beside the first's, such as 23:-0.5; may be repeated."),
+    ] = None,
+    operator: Annotated[
+        str, typer.Option(help="add a step, clamp the component to α, or ablate: take the share α of it away.")
+    ] = "add",
+    positions: Annotated[
+        str, typer.Option(help="last (what new tokens are predicted from), generated (not the prompt), or all.")
+    ] = "last",
+    layers: Annotated[
+        str | None, typer.Option(help="Blocks to edit in place of the atoms' own, such as 12,13.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Sample both with this seed; default: greedy.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 24,
     model: Model = None,
     json: Json = False,
 ) -> None:
-    """Generate without and with an atom, side by side."""
-    from gradatoms.errors import ConfigError
-    from gradatoms.steering import generate_steered
+    """Generate without and with atoms, side by side."""
+    from typing import cast, get_args
 
+    from gradatoms.errors import ConfigError
+    from gradatoms.steering import Operator, Positions, generate_steered, hooks_of_layers
+
+    for name, value, kinds in (("--operator", operator, Operator), ("--positions", positions, Positions)):
+        if value not in get_args(kinds):
+            raise ConfigError(f"expected {name} {', '.join(get_args(kinds))}, got {value!r}")
     try:
         strength = None if alpha == "auto" else float(alpha)
     except ValueError:
         raise ConfigError(f"expected --alpha auto or a number, got {alpha!r}") from None
+    try:
+        more = [(int(a), float(w)) for a, w in (text.split(":") for text in also or [])]
+    except ValueError:
+        raise ConfigError(f"expected --also ATOM:WEIGHT, such as 23:-0.5, got {' '.join(also or [])!r}") from None
+    try:
+        blocks = [int(layer) for layer in layers.split(",")] if layers else []
+    except ValueError:
+        raise ConfigError(f"expected --layers as block numbers, such as 12,13, got {layers!r}") from None
     atoms, loaded = _open(folder, model)
-    found = generate_steered(loaded, atoms[atom], prompt, alpha=strength, kl=kl, max_tokens=max_tokens)
+    weights = [1.0, *(weight for _, weight in more)]
+    found = generate_steered(
+        loaded,
+        [atoms[i] for i in (atom, *(other for other, _ in more))],
+        prompt,
+        alpha=None if strength is None else [strength * weight for weight in weights],
+        weights=weights,
+        kl=kl,
+        max_tokens=max_tokens,
+        operator=cast("Operator", operator),
+        positions=cast("Positions", positions),
+        hooks=hooks_of_layers(atoms.hook, blocks),
+        seed=seed,
+    )
     lines = [
         f"α {found.alpha:.3f} ‖h‖, KL {found.kl:.2f} nats at the first token",
         f"plain:   {printable(prompt + found.plain)}",

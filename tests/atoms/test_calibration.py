@@ -121,7 +121,7 @@ def curve(alpha: np.ndarray, shape: str) -> np.ndarray:
 @pytest.mark.parametrize("shape", ["quadratic", "flat", "peak", "jump", "nan"])
 @pytest.mark.parametrize("start", [1e-3, 0.1, 0.9])
 def test_the_bracket_closes_on_the_first_crossing(shape: str, start: float) -> None:
-    search = calibration._Search(1, 0.2, 4.0, 0.02, np.asarray([start]))
+    search = calibration.Search(1, 0.2, 4.0, 0.02, np.asarray([start]))
     low, high = 0.0, np.inf
     for _ in range(60):
         tried = search.alpha.copy()

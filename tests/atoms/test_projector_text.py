@@ -157,4 +157,6 @@ def test_a_draft_is_the_term_that_soft_tokens_look_like(tiny: LoadedModel, phras
 def test_a_draft_of_few_soft_tokens_is_still_a_term(tiny: LoadedModel) -> None:
     grammar = term_grammar(tiny, LABELS.values(), "both")
     for k in (1, 2, 5):
-        assert all(accepts(grammar, ids) for ids in Drafts(tiny, list(LABELS.values()), k)(torch.randn(4, k, 32), "both"))
+        assert all(
+            accepts(grammar, ids) for ids in Drafts(tiny, list(LABELS.values()), k)(torch.randn(4, k, 32), "both")
+        )

@@ -329,6 +329,22 @@ def test_steer(ran: Pipeline) -> None:
     assert given["alpha"] == -0.25
 
 
+def test_steer_with_several_atoms_and_every_operator(ran: Pipeline) -> None:
+    given = ("steer", ran.atoms, 0, "The capital", "--alpha", 0.5, "--max-tokens", 2)
+    plain = inside_json(*given)
+    for more in (
+        ("--also", "1:-0.5", "--also", "2:0.3"),
+        ("--operator", "clamp"),
+        ("--operator", "ablate", "--positions", "all"),
+        ("--positions", "generated"),
+        ("--layers", "0,2"),
+    ):
+        found = inside_json(*given, *more)
+        assert found["plain"] == plain["plain"] and found["alpha"] == 0.5 and found["kl"] != plain["kl"], more
+    sampled = [inside_json(*given, "--seed", seed)["plain"] for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] and plain["plain"] != sampled[0] != sampled[2]
+
+
 def test_people_can_read_it(ran: Pipeline) -> None:
     assert "rows" in inside("store", "info", ran.store)
     for command in (("ls", ran.atoms), ("show", ran.atoms, 0), ("steer", ran.atoms, 0, "The", "--max-tokens", 2)):
@@ -565,6 +581,26 @@ def a_store_against_itself(ran: Pipeline, folder: Path) -> tuple[list[object], l
 @refused
 def an_arm_that_is_not_there(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
     return ["projector", "train", ran.atoms, "--arm", "deep"], ["none, affine", "'deep'"]
+
+
+@refused
+def an_unknown_operator(ran: Pipeline, _: Path) -> tuple[list[object], list[str]]:
+    return ["steer", ran.atoms, 0, "The", "--operator", "push"], ["add, clamp, ablate", "'push'"]
+
+
+@refused
+def unknown_positions(ran: Pipeline, _: Path) -> tuple[list[object], list[str]]:
+    return ["steer", ran.atoms, 0, "The", "--positions", "first"], ["last, generated, all", "'first'"]
+
+
+@refused
+def an_atom_without_a_weight(ran: Pipeline, _: Path) -> tuple[list[object], list[str]]:
+    return ["steer", ran.atoms, 0, "The", "--also", "1"], ["ATOM:WEIGHT", "'1'"]
+
+
+@refused
+def a_layer_that_is_not_there(ran: Pipeline, _: Path) -> tuple[list[object], list[str]]:
+    return ["steer", ran.atoms, 0, "The", "--layers", "0,99"], ["blocks.99"]
 
 
 @refused

@@ -84,7 +84,8 @@ class TextToPush:
             raise ConfigError(
                 f"expected texts that differ, got {len(distinct)} distinct of {len(texts)}; fit on more rows"
             )
-        X, y = _embedded(loaded, chosen), np.asarray(centred_pushes[keep], dtype=np.float32)
+        # In float64: the embeddings of a small vocabulary are nearly dependent.
+        X, y = _embedded(loaded, chosen).astype(np.float64), np.asarray(centred_pushes[keep], dtype=np.float64)
         aside = GroupShuffleSplit(1, test_size=ASIDE, random_state=0).split(X, y, group)
         ridge = RidgeCV(ALPHAS, cv=list(aside), scoring="neg_mean_squared_error")
         self._map = make_pipeline(StandardScaler(), ridge).fit(X, y)
