@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from gradatoms.dictionary.base import Atom
 from gradatoms.errors import GradientError, HookError, ModelLoadError
 from gradatoms.examples import Example
 from gradatoms.gradients.batches import batched
@@ -22,6 +23,7 @@ from gradatoms.gradients.sequences import tokenize
 from gradatoms.gradients.task import HarvestConfig
 from gradatoms.hooking import edit_site
 from gradatoms.models import KINDS, LoadedModel, wrap_model
+from gradatoms.steering import Positions, steer
 from gradatoms_store import open_store
 
 LAYERS = 3
@@ -225,3 +227,27 @@ def test_globs_and_all(tiny: LoadedModel) -> None:
     assert names("blocks.[01].hook_*_out") == [f"blocks.{i}.hook_{k}" for i in (0, 1) for k in ("attn_out", "mlp_out")]
     assert names("model.layers.*.mlp", "blocks.1.hook_mlp_out") == [f"blocks.{i}.hook_mlp_out" for i in range(4)]
     assert names("model.layers.2", "model.layers.2:input") == ["blocks.2.hook_resid_post", "blocks.2.hook_resid_pre"]
+
+
+@pytest.mark.parametrize("positions", ["last", "generated", "all"])
+def test_steered_generation_is_the_same_with_and_without_a_cache(model: LoadedModel, positions: Positions) -> None:
+    direction = np.random.default_rng(0).standard_normal(32).astype(np.float32)
+    atom = Atom(0, "blocks.1.hook_resid_post", np.asarray(direction / np.linalg.norm(direction)))
+    ids = torch.tensor([model.tokenizer("The capital of France is").input_ids])
+
+    def generated(cache: bool) -> list[int]:
+        with torch.no_grad():
+            out = model.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, min_new_tokens=8, do_sample=False,
+                use_cache=cache, pad_token_id=0,
+            )  # fmt: skip
+        return list(out[0, ids.shape[1] :].tolist())
+
+    plain = generated(True)
+    found = []
+    for cache in (True, False):
+        with steer(model, atom, alpha=3.0, positions=positions):
+            found.append(generated(cache))
+    assert found[0] == found[1] != plain
+    assert (found[0][0] == plain[0]) or positions != "generated"
+    assert generated(True) == plain and not any(m._forward_pre_hooks for m in model.model.modules())
