@@ -84,3 +84,6 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(
         tmp_path_factory.mktemp("corpus") / "small.jsonl", read_examples("builtin:corrections", limit=96)
     )
+
+
+pytest_plugins = ["catalog_fixtures"]

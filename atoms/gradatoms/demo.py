@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gradatoms.catalog.index import catalog
+from gradatoms.catalog.pages import catalog
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.coding import leading, top_rows
 from gradatoms.dictionary.fit import evaluate_folder, fit_store

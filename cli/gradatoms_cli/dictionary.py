@@ -1,4 +1,4 @@
-"""``atoms fit``, ``eval``, ``ls``, ``show`` and ``search``."""
+"""``atoms fit``, ``eval``, ``encode``, ``export``, ``nearest``, ``push``, ``pull``, ``ls``, ``show`` and ``search``."""
 
 from __future__ import annotations
 
@@ -118,19 +118,49 @@ def pull(
 
 def export(
     folder: Folder,
-    form: Annotated[str, typer.Argument(help="saelens.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
-    doubled: Annotated[bool, typer.Option("--doubled", help="Signed codes as a TopK of twice the atoms.")] = False,
+    form: Annotated[
+        str,
+        typer.Argument(
+            help="saelens; vector (safetensors); gguf (a control vector for llama.cpp); neuronpedia (JSON); site (pages)."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder (saelens, site) or file to write.")],
+    atom: Annotated[
+        list[int], typer.Option(help="vector, neuronpedia: only this atom, repeatable; gguf: which atom.")
+    ] = [],  # noqa: B006
+    norm: Annotated[
+        float | None, typer.Option(help="gguf: a typical norm of h at the hook, so that scale 1 is strength 1.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="neuronpedia: the model's tokenizer, where it has moved.")] = None,
+    doubled: Annotated[
+        bool, typer.Option("--doubled", help="saelens: signed codes as a TopK of twice the atoms.")
+    ] = False,
     distil: Annotated[
-        Path | None, typer.Option(help="A store: learn an encoder for codes that SAELens cannot compute.")
+        Path | None,
+        typer.Option(help="saelens: a store to learn an encoder from, for codes that SAELens cannot compute."),
     ] = None,
     json: Json = False,
 ) -> None:
     """Atoms for other tools."""
     from gradatoms.dictionary.export import export_folder
 
-    value = export_folder(folder, form, out, doubled=doubled, distil=distil)
+    value = export_folder(folder, form, out, doubled=doubled, distil=distil, chosen=atom, norm=norm, model=model)
     emit(value, f"{out}: {value['note']}", as_json=json)
+
+
+def nearest(
+    folder: Folder,
+    sae: Annotated[Path, typer.Option(help="A safetensors file with W_dec, or a SAELens folder.")],
+    k: Annotated[int, typer.Option("-k", help="Features an atom.")] = 5,
+    any_hook: Annotated[bool, typer.Option("--any-hook", help="Compare with another hook too.")] = False,
+    json: Json = False,
+) -> None:
+    """The features of a public sparse autoencoder closest to each atom, beside what random directions reach."""
+    from gradatoms.dictionary.io import load_atoms
+    from gradatoms.dictionary.nearest import nearest_features
+
+    value = nearest_features(load_atoms(folder), sae, k, any_hook=any_hook)
+    emit(value, _nearest(value), as_json=json)
 
 
 def evaluate(
@@ -153,15 +183,17 @@ def evaluate(
 
 def ls(
     folder: Folder,
-    sort: Annotated[str, typer.Option(help="atom, density, coherence, or label.")] = "density",
+    sort: Annotated[
+        str, typer.Option(help="A column: atom, label, verdict, density, coherence, gain, detection …")
+    ] = "density",
     limit: Annotated[int | None, typer.Option(help="Show so many.")] = None,
     json: Json = False,
 ) -> None:
     """List the atoms."""
-    from gradatoms.catalog.index import catalog, sort_rows
+    from gradatoms.catalog.index import Query, open_index
     from gradatoms.dictionary.io import load_atoms
 
-    rows = sort_rows(catalog(load_atoms(folder)), sort)[:limit]
+    rows = open_index(load_atoms(folder)).find(Query(sort=sort, limit=-1 if limit is None else limit)).rows
     emit({"atoms": rows}, _listing(rows), as_json=json)
 
 
@@ -169,19 +201,24 @@ def search(
     folder: Folder, query: Annotated[str, typer.Argument(help="Words to look for.")], json: Json = False
 ) -> None:
     """Find atoms by label, promoted tokens or examples."""
-    from gradatoms.catalog.index import search_catalog
+    from gradatoms.catalog.index import Query, open_index
     from gradatoms.dictionary.io import load_atoms
+    from gradatoms.errors import AtomsFormatError
 
-    rows = search_catalog(load_atoms(folder), query)
+    index = open_index(load_atoms(folder))
+    if not index.values("label"):
+        raise AtomsFormatError(f"expected labelled atoms in {folder}, found no label; run `atoms label {folder}` first")
+    rows = index.find(Query(text=query, limit=-1)).rows
     emit({"atoms": rows, "query": query}, _listing(rows) if rows else f"no atom matches {query!r}", as_json=json)
 
 
 def show(folder: Folder, atom: Annotated[int, typer.Argument(help="Which atom.")], json: Json = False) -> None:
     """Everything about one atom."""
-    from gradatoms.catalog.index import atom_page
+    from gradatoms.catalog.index import open_index, whole_page
     from gradatoms.dictionary.io import load_atoms
 
-    page = atom_page(load_atoms(folder), atom)
+    atoms = load_atoms(folder)
+    page = whole_page(open_index(atoms), atoms, atom)
     emit(page, _page(page), as_json=json)
 
 
@@ -194,6 +231,29 @@ def _listing(rows: list[dict[str, Any]]) -> str:
         for r in rows
     ]  # fmt: skip
     return table(["atom", "label", "verdict", "density", "coher.", "detect."], cells, wide=1)
+
+
+def _nearest(value: dict[str, Any]) -> str:
+    null, sae = value["null"], value["sae"]
+    cells = [
+        [
+            str(r["atom"]),
+            r["label"] or "(unlabelled)",
+            "  ".join(f"{n['feature']} ({n['cosine']:.2f})" for n in r["nearest"]),
+        ]
+        for r in value["atoms"]
+    ]
+    lines = [
+        table(["atom", "label", "nearest features (cosine)"], cells, wide=1),
+        "",
+        f"best of {sae['features']} features, random direction: {null['mean']:.2f} on average, 95 in 100 below "
+        f"{null['p95']:.2f}; atoms above that: {value['above_null']} of {len(cells)}",
+    ]
+    if sae["hook"] is None:
+        lines.append(f"the file names no hook; the atoms are at {value['hook']}")
+    elif sae["hook"] != value["hook"]:
+        lines.append(f"the features are at {sae['hook']}, the atoms at {value['hook']}")
+    return "\n".join(lines)
 
 
 def _score(value: object) -> str:

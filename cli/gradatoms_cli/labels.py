@@ -182,7 +182,7 @@ def _embedder(judge: Judge) -> EmbeddingJudge | None:
 
 
 def _history(atoms: Atoms, number_: int, json: bool) -> None:
-    from gradatoms.catalog.index import atom_page
+    from gradatoms.catalog.pages import atom_page
 
     rows = atom_page(atoms, number_)["history"]
     lines = [

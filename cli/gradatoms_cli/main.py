@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from gradatoms_cli import data, dictionary, labels, run, store, words
+from gradatoms_cli import catalog, data, dictionary, labels, run, store, words
 
 app = typer.Typer(
     name="atoms",
@@ -49,7 +49,9 @@ app.add_typer(projector_app, name="projector")
 projector_app.command("train")(words.projector_train)
 projector_app.command("eval")(words.projector_eval)
 app.command("steer")(words.steer)
+app.command("serve")(catalog.serve)
 app.command("export")(dictionary.export)
+app.command("nearest")(dictionary.nearest)
 app.command("push")(dictionary.push)
 app.command("pull")(dictionary.pull)
 

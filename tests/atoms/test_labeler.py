@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gradatoms.catalog.index import atom_page, catalog
+from gradatoms.catalog.pages import atom_page, catalog
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.fit import fit_store
 from gradatoms.dictionary.io import load_atoms

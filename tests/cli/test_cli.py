@@ -19,9 +19,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from gguf import GGUFReader
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+from gradatoms.dictionary.coding import leading
 from gradatoms.dictionary.io import load_codes
+from gradatoms.dictionary.pushes import held_out_mask
 from gradatoms_cli.main import app
 from gradatoms_store import open_store, store_info, verify_store
 
@@ -31,7 +36,7 @@ COMMANDS = [
     *"demo|harvest|store info|store verify|store view|store merge|store export|store import|fit|eval|label|score".split(
         "|"
     ),
-    *"ls|show|search|describe|projector train|projector eval|steer|encode|export|push|pull".split("|"),
+    *"ls|show|search|describe|projector train|projector eval|steer|encode|export|nearest|push|pull".split("|"),
 ]
 METRIC = {"value", "null", "unit", "better", "n"}
 ATOM = {"atom", "label", "verdict", "density", "coherence", "promoted", "demoted", "scores"}
@@ -232,6 +237,32 @@ def test_export_push_and_pull(ran: Pipeline, tmp_path: Path) -> None:
     assert str(ran.folder) not in (tmp_path / "back.atoms" / "config.yaml").read_text()
 
 
+def test_export_of_vectors_and_their_nearest_features(ran: Pipeline, tmp_path: Path) -> None:
+    vectors, control, features = (tmp_path / name for name in ("v.safetensors", "v.gguf", "n.json"))
+    assert inside_json("export", ran.atoms, "vector", "-o", vectors)["tensors"] == ["W_dec"]
+    two = inside_json("export", ran.atoms, "vector", "-o", tmp_path / "two.safetensors", "--atom", 0, "--atom", 3)
+    assert two["tensors"] == ["atom_0", "atom_3"]
+    said = inside_json("export", ran.atoms, "gguf", "-o", control, "--atom", 2, "--norm", 3.5)
+    assert (said["tensor"], said["norm"]) == ("direction.1", 3.5)
+    (direction,) = GGUFReader(control).tensors
+    with safe_open(vectors, framework="np") as file:
+        W = file.get_tensor("W_dec")
+    np.testing.assert_allclose(direction.data, 3.5 * W[2], rtol=1e-6)
+    assert "--norm" in inside("export", ran.atoms, "gguf", "-o", tmp_path / "plain.gguf", "--atom", 2)
+    told = inside_json("export", ran.atoms, "neuronpedia", "-o", features)
+    found = json.loads(features.read_text(encoding="utf-8"))["features"]
+    assert told["features"] == len(found) == 6
+    assert told["activations"] == sum(len(f["activations"]) for f in found) > 20
+    for activation in (a for f in found for a in f["activations"]):
+        values = activation["values"]
+        assert len(values) == len(activation["tokens"]) and np.count_nonzero(values) == 1
+        assert activation["maxValue"] == values[activation["maxValueTokenIndex"]] > 0
+    value = inside_json("nearest", ran.atoms, "--sae", vectors, "-k", 2)
+    assert [row["nearest"][0]["feature"] for row in value["atoms"]] == list(range(6))
+    assert 0 < value["null"]["mean"] < value["null"]["p95"] < 1 and value["above_null"] == 6
+    assert "random direction" in inside("nearest", ran.atoms, "--sae", vectors)
+
+
 def test_label(ran: Pipeline) -> None:
     value = ran.printed["label"]
     assert value["labelled"] + value["failed"] == 6 and value["labelled"] > 0
@@ -327,6 +358,31 @@ def test_steer(ran: Pipeline) -> None:
     assert value["alpha"] > 0 and value["kl"] == pytest.approx(0.5, rel=0.15)
     given = inside_json("steer", ran.atoms, 0, "The capital", "--alpha=-0.25", "--max-tokens", 2)
     assert given["alpha"] == -0.25
+
+
+def test_steer_curve(ran: Pipeline, tmp_path: Path) -> None:
+    """One atom's curve is measured once; all of them go on from there."""
+    atoms = shutil.copytree(ran.atoms, tmp_path / "curves.atoms")
+    store = open_store(ran.store)
+    held = held_out_mask(store, 0.25, 0)
+    lead = leading(load_codes(atoms / "codes.h5"))
+    atom = int(np.bincount(lead[held & (lead >= 0)]).argmax())
+    value = inside_json("steer", atoms, atom, "--curve", "--store", ran.store)
+    assert value["atom"] == atom and held[value["rows"]].all() and (lead[value["rows"]] == atom).all()
+    assert [dose["budget"] for dose in value["doses"]] == [0.05, 0.1, 0.2, 0.5, 1.0, 2.0]
+    assert set(value["doses"][0]) == {
+        *"budget alpha kl gain target_rate off_target_kl perplexity perplexity_ratio beats".split()
+    }
+    assert set(value["baselines"]) == {"random", "mean_difference", "mean_gradient"} and value["prompt"]["request"]
+    kept = (atoms / "dose.jsonl").read_text()
+    text = inside("steer", atoms, atom, "--curve", "--store", ran.store)
+    assert text.startswith(f"atom {atom}: ") and "off target" in text and "safe: " in text
+    assert (atoms / "dose.jsonl").read_text() == kept  # read, not measured again
+    every = inside_json("steer", atoms, "--curve", "--all", "--store", ran.store)
+    assert every["atoms"] == 6 and 1 <= every["curves"] <= 6 and every["file"] == str(atoms / "dose.jsonl")
+    found = (atoms / "dose.jsonl").read_text()
+    assert found.startswith(kept) and len(found.splitlines()) == 6
+    assert "curves of 6 atoms" in inside("steer", atoms, "--curve", "--all", "--store", ran.store)
 
 
 def test_steer_with_several_atoms_and_every_operator(ran: Pipeline) -> None:
@@ -496,6 +552,39 @@ def a_form_that_is_not_written(ran: Pipeline, folder: Path) -> tuple[list[object
 
 
 @refused
+def a_control_vector_of_no_atom(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["export", ran.atoms, "gguf", "-o", "new/v.gguf"], ["one atom", "--atom"]
+
+
+@refused
+def an_export_of_no_such_atom(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["export", ran.atoms, "vector", "-o", "new/v.safetensors", "--atom", 6], ["from 0 to 5", "got 6"]
+
+
+@refused
+def an_export_onto_a_file(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    path = corpus_of(folder, "")
+    return ["export", ran.atoms, "neuronpedia", "-o", path], [str(path), "exists"]
+
+
+@refused
+def a_norm_for_a_form_without_one(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["export", ran.atoms, "vector", "-o", "new", "--norm", 2], ["vector", "--norm"]
+
+
+@refused
+def features_of_no_dictionary(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    return ["nearest", ran.atoms, "--sae", "nowhere.safetensors"], ["nowhere.safetensors", "W_dec"]
+
+
+@refused
+def features_of_another_hook(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
+    sae = folder.parent / "other.safetensors"
+    save_file({"W_dec": np.eye(32, dtype=np.float32)}, sae, {"hook": "blocks.2.hook_resid_post"})
+    return ["nearest", ran.atoms, "--sae", sae], ["blocks.1.hook_resid_post", "blocks.2.hook_resid_post", "--any-hook"]
+
+
+@refused
 def hook_that_the_store_lacks(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
     args = ["fit", ran.store, "-o", "new.atoms", "--hook", "blocks.3.hook_resid_post"]
     return args, ["blocks.3.hook_resid_post", "blocks.1.hook_resid_post"]
@@ -601,6 +690,36 @@ def an_atom_without_a_weight(ran: Pipeline, _: Path) -> tuple[list[object], list
 @refused
 def a_layer_that_is_not_there(ran: Pipeline, _: Path) -> tuple[list[object], list[str]]:
     return ["steer", ran.atoms, 0, "The", "--layers", "0,99"], ["blocks.99"]
+
+
+@refused
+def nothing_to_steer(ran: Pipeline, _: Path) -> tuple[list[object], list[str]]:
+    return ["steer", ran.atoms, 0], ["a prompt", "--curve"]
+
+
+@refused
+def a_curve_of_no_atom(ran: Pipeline, _: Path) -> tuple[list[object], list[str]]:
+    return ["steer", ran.atoms, "--curve"], ["--all", "neither"]
+
+
+@refused
+def a_curve_of_one_atom_and_all(ran: Pipeline, _: Path) -> tuple[list[object], list[str]]:
+    return ["steer", ran.atoms, 0, "--curve", "--all"], ["one atom", "both"]
+
+
+@refused
+def a_curve_with_a_prompt_and_more(ran: Pipeline, _: Path) -> tuple[list[object], list[str]]:
+    return ["steer", ran.atoms, 0, "The", "--curve", "--operator", "clamp"], ["a prompt, --operator"]
+
+
+@refused
+def all_atoms_without_a_curve(ran: Pipeline, _: Path) -> tuple[list[object], list[str]]:
+    return ["steer", ran.atoms, 0, "The", "--all"], ["--curve with --all"]
+
+
+@refused
+def a_curve_of_an_atom_that_is_not_there(ran: Pipeline, _: Path) -> tuple[list[object], list[str]]:
+    return ["steer", ran.atoms, 6, "--curve"], ["from 0 to 5", "got 6"]
 
 
 @refused

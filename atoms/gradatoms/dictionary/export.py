@@ -1,10 +1,11 @@
-"""Our atoms as a folder that SAELens opens, with codes that it can compute."""
+"""Our atoms for other tools; as a folder that SAELens opens, with codes that it can compute."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from gradatoms.dictionary.coding import Codes, GatedCoder, ThresholdCoder, TopKC
 from gradatoms.dictionary.files import write_json
 from gradatoms.dictionary.interop import UNIT
 from gradatoms.dictionary.io import load_atoms, save_atoms
+from gradatoms.dictionary.neuronpedia import export_neuronpedia
 from gradatoms.dictionary.pushes import Pushes
+from gradatoms.dictionary.vectors import export_gguf, export_vector
 from gradatoms.errors import ConfigError, OutputExistsError
 from gradatoms_store import open_store
 
@@ -29,21 +32,67 @@ DISTIL_ROWS = 20_000
 """Rows of a store that a distilled encoder is learned from, at most."""
 
 
+FORMS = {
+    "saelens": {"doubled", "distil"},
+    "vector": {"chosen"},
+    "gguf": {"chosen", "norm"},
+    "neuronpedia": {"chosen", "model"},
+    "site": set(),
+}
+"""Forms, and the options that each takes."""
+
+
 def export_folder(
-    folder: str | Path, form: str, out: str | Path, *, doubled: bool = False, distil: str | Path | None = None
+    folder: str | Path,
+    form: str,
+    out: str | Path,
+    *,
+    doubled: bool = False,
+    distil: str | Path | None = None,
+    chosen: Sequence[int] = (),
+    norm: float | int | None = None,
+    model: str | None = None,
 ) -> dict[str, Any]:
     """Write the atoms of a folder for another tool.
 
     Args:
-        form: ``saelens``.
-        doubled, distil: as ``doubled`` and ``distil_on`` of ``export_saelens``; ``distil`` is a store.
+        form: ``saelens`` (a folder), ``vector`` (safetensors), ``gguf`` (a control vector for llama.cpp), ``neuronpedia``
+            (JSON) or ``site`` (the catalog as a folder of pages); see ``export_saelens``, ``export_vector``,
+            ``export_gguf``, ``export_neuronpedia`` and ``catalog.site.export_site``.
+        doubled, distil: saelens, as ``doubled`` and ``distil_on`` there; ``distil`` is a store.
+        chosen: the other forms: atoms, none for all; exactly one for gguf.
+        norm: gguf: a typical ‖h‖.
+        model: neuronpedia: where the tokenizer lies.
+
+    Returns:
+        what was written, ``path`` and ``note`` among it.
 
     Raises:
-        ConfigError: another form.
+        ConfigError: another form, or an option that the form does not have.
+        OutputExistsError: ``out`` exists.
     """
-    if form != "saelens":
-        raise ConfigError(f"expected the form saelens, got {form!r}")
+    if form not in FORMS:
+        raise ConfigError(f"expected a form of {', '.join(FORMS)}, got {form!r}")
+    chosen = list(dict.fromkeys(chosen))
+    given = {"doubled": doubled or None, "distil": distil, "chosen": chosen or None, "norm": norm, "model": model}
+    foreign = sorted(name for name, value in given.items() if value is not None and name not in FORMS[form])
+    if foreign:
+        flags = ", ".join("--atom" if name == "chosen" else f"--{name}" for name in foreign)
+        raise ConfigError(f"expected options of the form {form}, got {flags}; leave it out or choose another form")
+    if form == "gguf" and len(chosen) != 1:
+        raise ConfigError(f"expected one atom for a control vector, got {len(chosen)}; name it with --atom")
     atoms = load_atoms(folder)
+    match form:
+        case "vector":
+            return export_vector(atoms, out, chosen)
+        case "gguf":
+            return export_gguf(atoms, out, chosen[0], norm=norm)
+        case "neuronpedia":
+            return export_neuronpedia(atoms, out, chosen, model=model)
+        case "site":
+            from gradatoms.catalog.site import export_site  # needs the extra `catalog`
+
+            return export_site(atoms, out)
     rows = None if distil is None else Pushes(open_store(distil), hook=atoms.hook).sample(DISTIL_ROWS, 0)
     return export_saelens(atoms, out, doubled=doubled, distil_on=rows)
 

@@ -54,7 +54,8 @@ class Said:
     text: str
     terms: list[Term]
     confidence: float
-    """Chance that the leading atom is the right one; calibrated on rows that nothing was trained on."""
+    """Chance that the leading atom is the right one, calibrated on rows that nothing was trained on; where none is named,
+    σ(−margin), not calibrated."""
     log_prob: float
     """Mean log-probability of the tokens of the leading term, nats."""
     margin: float
@@ -194,7 +195,9 @@ class Describer:
                 named |= new
         score = texts[0].log_prob / max(1, texts[0].n)
         text = "; ".join(kept)
-        return Said(text, parse(text), self.confidence(score, margin), score, margin)
+        terms = parse(text)
+        sure = self.confidence(score, margin) if terms else float(1 / (1 + np.exp(np.clip(margin, -50, 50))))
+        return Said(text, terms, sure, score, margin)
 
     def calibrated(self, rows: Rows, chosen: Int[np.ndarray, " c"], seed: int) -> Confidence:
         """A confidence fitted on (at most ``CALIBRATED``) rows that nothing was trained on, each inside another's context."""

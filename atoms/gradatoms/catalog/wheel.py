@@ -1,0 +1,153 @@
+"""The steer page's job: generate without and with atoms, as it comes, and say what the step does on and off target."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from gradatoms.dictionary.base import Atoms
+from gradatoms.errors import ConfigError
+from gradatoms.lookahead import NEUTRAL
+from gradatoms.models import LoadedModel
+from gradatoms.steering import Meter, Operator, Positions, Steering, applied, calibrate, steering
+
+MAX_TOKENS = 200
+MAX_ALPHA = 4.0
+MAX_PROMPT = 2000
+"""Characters."""
+MAX_ATOMS = 8
+SECONDS = 60.0
+"""A generation that takes longer is cut."""
+EXAMPLES = 6
+"""Examples of the leading atom that an on-target effect is the mean over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ride:
+    """What is asked of the steer page.
+
+    Raises:
+        ConfigError: beyond a cap.
+    """
+
+    prompt: str
+    atoms: tuple[int, ...]
+    alpha: tuple[float, ...]
+    """Strengths in units of ‖h‖; with ``kl``, how the atoms are mixed."""
+    kl: float | None = None
+    """None takes the strengths as they are; else they are scaled to this effect on the prompt's next token, nats."""
+    operator: Operator = "add"
+    positions: Positions = "last"
+    max_tokens: int = 40
+    seed: int | None = None
+    targets: tuple[tuple[str, str], ...] = field(default=())
+    """(prompt, target) of examples of the first atom."""
+
+    def __post_init__(self) -> None:
+        checks = (
+            (0 < len(self.prompt) <= MAX_PROMPT, f"a prompt of 1 to {MAX_PROMPT} characters", len(self.prompt)),
+            (0 < len(self.atoms) <= MAX_ATOMS, f"1 to {MAX_ATOMS} atoms", len(self.atoms)),
+            (len(self.alpha) == len(self.atoms), "a strength for each atom", len(self.alpha)),
+            (
+                all(abs(a) <= MAX_ALPHA for a in self.alpha),
+                f"strengths from −{MAX_ALPHA:g} to {MAX_ALPHA:g}",
+                self.alpha,
+            ),
+            (any(self.alpha) or self.operator != "add", "a strength other than 0", self.alpha),
+            (1 <= self.max_tokens <= MAX_TOKENS, f"1 to {MAX_TOKENS} tokens", self.max_tokens),
+            (self.kl is None or 0 < self.kl <= 20, "an effect above 0 and up to 20 nats", self.kl),
+        )
+        for fine, expected, came in checks:
+            if not fine:
+                raise ConfigError(f"expected {expected}, got {came}")
+
+
+def ride(loaded: LoadedModel, atoms: Atoms, asked: Ride, stopped: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    """Events: ``strength`` (alpha, kl), ``plain`` and ``steered`` (the text so far), ``effects`` (on and off target), ``end``."""
+    chosen = [atoms[i] for i in asked.atoms]
+    how = {"operator": asked.operator, "positions": asked.positions}
+    alpha: Sequence[float] = asked.alpha
+    if asked.kl is not None:
+        scale = calibrate(loaded, chosen, [asked.prompt], kl=asked.kl, weights=alpha, **how)  # type: ignore[arg-type]
+        alpha = [scale * a for a in alpha]
+    what = steering(chosen, list(alpha), asked.operator, asked.positions)
+    kl = Meter(loaded, [asked.prompt], positions=asked.positions)(what)
+    yield {"kind": "strength", "alpha": [round(a, 4) for a in what.alpha], "kl": kl}
+    deadline = time.monotonic() + SECONDS
+
+    def over() -> bool:
+        return stopped() or time.monotonic() > deadline
+
+    for text in stream(loaded, asked.prompt, asked.max_tokens, asked.seed, over):
+        yield {"kind": "plain", "text": text}
+    with applied(loaded, what):
+        for text in stream(loaded, asked.prompt, asked.max_tokens, asked.seed, over):
+            yield {"kind": "steered", "text": text}
+    cut = over()
+    if not cut:
+        yield {"kind": "effects"} | effects(loaded, what, asked.targets)
+    yield {"kind": "end", "cut": cut}
+
+
+def effects(loaded: LoadedModel, what: Steering, targets: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """``on``: mean rise of log p(first target token) on examples of the atom, nats; ``off``: mean KL in neutral contexts, nats."""
+    gains = []
+    for prompt, target in targets[:EXAMPLES]:
+        ids = loaded.tokenizer(prompt, return_tensors="pt").input_ids.to(loaded.device)
+        wanted = loaded.tokenizer(target, add_special_tokens=False).input_ids[:1]
+        if not wanted or not ids.shape[1]:
+            continue
+        plain = _last(loaded, ids)
+        with applied(loaded, what):
+            steered = _last(loaded, ids)
+        gains.append(float(steered[wanted[0]] - plain[wanted[0]]))
+    off = Meter(loaded, list(NEUTRAL), positions=what.positions, tokens=2)(what)
+    return {"on": sum(gains) / len(gains) if gains else None, "on_examples": len(gains), "off": off}
+
+
+@torch.no_grad()
+def _last(loaded: LoadedModel, ids: torch.Tensor) -> torch.Tensor:
+    return loaded.model(input_ids=ids).logits[0, -1].float().log_softmax(-1)
+
+
+def stream(
+    loaded: LoadedModel, prompt: str, max_tokens: int, seed: int | None, stopped: Callable[[], bool]
+) -> Iterator[str]:
+    """The continuation of ``prompt``, again and again as it grows: greedy, or sampled at temperature 1 with a seed."""
+    from transformers import StoppingCriteriaList, TextIteratorStreamer
+
+    streamer = TextIteratorStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    inputs = loaded.tokenizer(prompt, return_tensors="pt").to(loaded.device)
+    sampling = {"do_sample": False} if seed is None else {"do_sample": True, "top_k": 0, "top_p": 1.0}
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                if seed is not None:
+                    torch.manual_seed(seed)
+                loaded.model.generate(  # type: ignore[operator]
+                    **inputs, max_new_tokens=max_tokens, streamer=streamer, **sampling,
+                    pad_token_id=loaded.tokenizer.eos_token_id,
+                    stopping_criteria=StoppingCriteriaList([lambda ids, scores, **_: stopped()]),
+                )  # fmt: skip
+        except BaseException as error:  # raised again where the text is read
+            failed.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    text = ""
+    try:
+        for part in streamer:
+            text += part
+            yield text
+    finally:
+        thread.join()
+    if failed:
+        raise failed[0]

@@ -1,0 +1,124 @@
+"""The one place where the catalog's server computes: a model that loads when it is first needed, and one job at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from gradatoms.models import LoadedModel
+
+T = TypeVar("T")
+WAITING = 1
+"""Jobs that may wait for the one that runs; more are turned away."""
+
+
+class BusyError(Exception):
+    """A job runs and another waits already."""
+
+
+class Job:
+    """Whether a job should go on; asked by the thread that computes."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+
+class Worker:
+    """Runs jobs one at a time in a thread of its own.
+
+    Args:
+        load: loads the model; called once, by the first job.
+    """
+
+    def __init__(self, load: Callable[[], LoadedModel]) -> None:
+        self._load = load
+        self._model: LoadedModel | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="catalog-model")
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._model is not None
+
+    @property
+    def full(self) -> bool:
+        """Whether one more job would be turned away."""
+        return self._turn.locked() and self._waiting >= WAITING
+
+    async def run(self, job: Callable[[LoadedModel], T]) -> T:
+        """What ``job(model)`` returns.
+
+        Raises:
+            BusyError: a job runs and another waits.
+        """
+        async with self._my_turn():
+            return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: job(self._get()))
+
+    async def stream(self, job: Callable[[LoadedModel, Job], Iterator[T]]) -> AsyncIterator[T]:
+        """What ``job(model, job)`` yields, as it comes. Leaving early tells the job to stop, and waits for that.
+
+        Raises:
+            BusyError: a job runs and another waits.
+        """
+        async with self._my_turn():
+            loop, state = asyncio.get_running_loop(), Job()
+            queue: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue()
+
+            def put(item: tuple[T] | BaseException | None) -> None:
+                loop.call_soon_threadsafe(queue.put_nowait, item)
+
+            def work() -> None:
+                try:
+                    for item in job(self._get(), state):
+                        put((item,))
+                        if state.stopped:
+                            break
+                    put(None)
+                except BaseException as error:  # raised again where the items are read
+                    put(error)
+
+            done = loop.run_in_executor(self._thread, work)
+            try:
+                while (item := await queue.get()) is not None:
+                    if isinstance(item, BaseException):
+                        raise item
+                    yield item[0]
+            finally:
+                state.stop()
+                await asyncio.shield(done)
+
+    @asynccontextmanager
+    async def _my_turn(self) -> AsyncIterator[None]:
+        if self.full:
+            raise BusyError
+        self._waiting += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def close(self) -> None:
+        """Wait for the job that runs, and end the thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _get(self) -> LoadedModel:
+        if self._model is None:
+            self._model = self._load()
+        return self._model
