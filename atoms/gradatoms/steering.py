@@ -16,7 +16,7 @@ generation, with the key-value cache or without it, padded on either side:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -284,11 +284,28 @@ def calibrate(
             raise ConfigError(f"expected {name} above 0{unit}, got {value}")
     count = 1 if isinstance(atoms, Atom) else len(atoms)
     one = steering(atoms, [1.0] * count if weights is None else weights, operator, positions, hooks)
-    meter = Meter(loaded, prompts, positions=positions, tokens=tokens)
-    search = Search(1, float(kl), min(most, 1.0) if operator == "ablate" else float(most), float(tolerance))
+    return strength(Meter(loaded, prompts, positions=positions, tokens=tokens), one, kl, most, tolerance)[0]
+
+
+def strength(
+    meter: Callable[[Steering], float],
+    what: Steering,
+    kl: float | int,
+    most: float | int = 4.0,
+    tolerance: float | int = 0.02,
+    start: float | None = None,
+) -> tuple[float, float]:
+    """``calibrate`` with a meter that is at hand: how many times ``what`` has the effect ``kl``, and the effect that it has.
+
+    Args:
+        meter: the effect of a steering, nats.
+        start: first α to try; None is 0.1.
+    """
+    furthest = min(float(most), 1.0) if what.operator == "ablate" else float(most)
+    search = Search(1, float(kl), furthest, float(tolerance), None if start is None else np.asarray([start]))
     while not search.done.all():
-        search.tell(np.arange(1), np.asarray([meter(one.scaled(float(search.alpha[0])))]))
-    return float(search.alpha[0])
+        search.tell(np.arange(1), np.asarray([meter(what.scaled(float(search.alpha[0])))]))
+    return float(search.alpha[0]), float(search.kl[0])
 
 
 class Meter:
@@ -314,23 +331,37 @@ class Meter:
             raise ConfigError("expected at least one prompt to measure on, got none")
         if tokens < 1:
             raise ConfigError(f"expected tokens of at least 1, got {tokens}")
-        self._loaded, self._tokens = loaded, tokens
+        self._loaded, self._tokens, self._batch = loaded, tokens, batch
         more = tokens - 1 + (positions == "generated")  # whose first token is predicted from the prompt
-        self._parts: list[tuple[torch.Tensor, int, torch.Tensor]] = []
-        for ids in _alike([loaded.tokenizer(p).input_ids for p in prompts], batch):
-            prompt = torch.tensor(ids, device=loaded.device)
+        self._parts: list[_Part] = []
+        for members, prompt in _alike(loaded, [loaded.tokenizer(p).input_ids for p in prompts], batch):
             whole = prompt if more == 0 else _continued(loaded, prompt, more)
-            self._parts.append((whole, prompt.shape[1], self._run(whole)))
+            self._parts.append(_Part(members, whole, prompt.shape[1], self._run(whole)))
 
     def __call__(self, what: Steering) -> float:
         """The effect of a steering, nats a token."""
-        total = count = 0.0
-        for whole, width, plain in self._parts:
-            with applied(self._loaded, what, prompt=width):
-                steered = self._run(whole)
-            total += float((plain.exp() * (plain - steered)).sum())
-            count += plain.shape[0] * plain.shape[1]
-        return total / count
+        return float(self.each(what).mean())
+
+    def each(self, what: Steering) -> Float[np.ndarray, " n"]:
+        """The effect of a steering on each prompt, nats a token."""
+        found = np.zeros(sum(len(part.members) for part in self._parts))
+        for part in self._parts:
+            with applied(self._loaded, what, prompt=part.width):
+                steered = self._run(part.whole)
+            found[part.members] = _divergence(part.plain, steered)
+        return found
+
+    def instead(self, prompts: Sequence[str]) -> float:
+        """The effect of other prompts in the place of these, one for each: KL(after this prompt ‖ after that), nats a token."""
+        found = []
+        for part in self._parts:
+            texts = [
+                [*self._loaded.tokenizer(prompts[i]).input_ids, *ids[part.width :]]
+                for i, ids in zip(part.members, part.whole.tolist(), strict=True)
+            ]
+            for members, ids in _alike(self._loaded, texts, self._batch):
+                found += _divergence(part.plain[members], self._run(ids)).tolist()
+        return float(np.mean(found))
 
     @torch.no_grad()
     def _run(self, ids: Int[torch.Tensor, "B S"]) -> Float[torch.Tensor, "B T V"]:
@@ -340,14 +371,34 @@ class Meter:
         return logits.float().log_softmax(-1)
 
 
-def _alike(texts: Sequence[list[int]], most: int) -> Iterator[list[list[int]]]:
-    """Texts of one length, so many at a time, so that nothing is padded: not every architecture takes padding."""
+@dataclass(frozen=True)
+class _Part:
+    """Prompts of one length, as they go on without steering."""
+
+    members: list[int]
+    whole: Int[torch.Tensor, "B S"]
+    width: int
+    """Tokens of the prompt."""
+    plain: Float[torch.Tensor, "B T V"]
+    """Log-probabilities."""
+
+
+def _divergence(plain: Float[torch.Tensor, "B T V"], other: Float[torch.Tensor, "B T V"]) -> Float[np.ndarray, " B"]:
+    """KL(plain ‖ other) of each text, nats a token."""
+    return np.asarray((plain.exp() * (plain - other)).sum(-1).mean(-1).cpu().numpy(), np.float64)
+
+
+def _alike(
+    loaded: LoadedModel, texts: Sequence[list[int]], most: int
+) -> Iterator[tuple[list[int], Int[torch.Tensor, "B S"]]]:
+    """Texts of one length, so many at a time, and which; so nothing is padded: not every architecture takes padding."""
     if not all(texts):
         raise ConfigError("expected prompts of at least one token, got an empty one")
     for length in sorted({len(ids) for ids in texts}):
-        members = [ids for ids in texts if len(ids) == length]
+        members = [i for i, ids in enumerate(texts) if len(ids) == length]
         for start in range(0, len(members), most):
-            yield members[start : start + most]
+            part = members[start : start + most]
+            yield part, torch.tensor([texts[i] for i in part], device=loaded.device)
 
 
 def _continued(loaded: LoadedModel, ids: Int[torch.Tensor, "B S"], more: int) -> Int[torch.Tensor, "B T"]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradatoms_cli.output import Json, bars, emit, emit_line, metrics_table, printable
+from gradatoms_cli.output import Json, bars, emit, emit_line, metrics_table, number, printable, table
 
 if TYPE_CHECKING:
     from gradatoms.dictionary.base import Atoms
+    from gradatoms.dose import Curve
     from gradatoms.models import LoadedModel
 
 Folder = Annotated[Path, typer.Argument(help="An atoms folder, NAME.atoms.")]
@@ -159,8 +160,8 @@ def projector_eval(
 
 def steer(
     folder: Folder,
-    atom: Annotated[int, typer.Argument(help="Which atom.")],
-    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    atom: Annotated[int | None, typer.Argument(help="Which atom.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="The prompt.")] = None,
     alpha: Annotated[str, typer.Option(help="Strength in units of ‖h‖, or auto.")] = "auto",
     kl: Annotated[float, typer.Option(help="With auto: the effect on the next token, in nats.")] = 0.5,
     also: Annotated[
@@ -178,15 +179,37 @@ def steer(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Sample both with this seed; default: greedy.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 24,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="No prompt: what the atom does at each strength, beside simpler ways; kept.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="With --curve: every atom; an interrupted run goes on.")] = False,
+    store: Annotated[Path | None, typer.Option(help="With --curve: the store, where it has moved.")] = None,
     model: Model = None,
     json: Json = False,
 ) -> None:
-    """Generate without and with atoms, side by side."""
+    """Generate without and with atoms, side by side; or measure what an atom does at each strength."""
     from typing import cast, get_args
 
     from gradatoms.errors import ConfigError
     from gradatoms.steering import Operator, Positions, generate_steered, hooks_of_layers
 
+    if curve:
+        others = {
+            "a prompt": prompt is not None, "--alpha": alpha != "auto", "--kl": kl != 0.5, "--also": bool(also),
+            "--operator": operator != "add", "--positions": positions != "last", "--layers": layers is not None,
+            "--max-tokens": max_tokens != 24,
+        }  # fmt: skip
+        given = [name for name, is_given in others.items() if is_given]
+        if given:
+            raise ConfigError(f"expected --curve by itself, got {', '.join(given)} with it; leave that out")
+        if (atom is None) != every:
+            raise ConfigError(f"expected one atom or --all with --curve, got {'both' if every else 'neither'}")
+        _curves(folder, atom, seed or 0, store, model, json)
+        return
+    if every or store is not None:
+        raise ConfigError(f"expected --curve with {'--all' if every else '--store'}, got none; add --curve")
+    if atom is None or prompt is None:
+        raise ConfigError('expected an atom and a prompt, or --curve; such as: atoms steer X.atoms 17 "The city of"')
     for name, value, kinds in (("--operator", operator, Operator), ("--positions", positions, Positions)):
         if value not in get_args(kinds):
             raise ConfigError(f"expected {name} {', '.join(get_args(kinds))}, got {value!r}")
@@ -223,3 +246,79 @@ def steer(
         f"steered: {printable(prompt + found.steered)}",
     ]
     emit(asdict(found), "\n".join(lines), as_json=json)
+
+
+def _curves(folder: Path, atom: int | None, seed: int, store: Path | None, model: str | None, json: bool) -> None:
+    """``atoms steer --curve``."""
+    from gradatoms.dose import Curve, DoseConfig, dose_all, dose_curve, summary
+    from gradatoms.dose.summary import RIVALS
+    from gradatoms.errors import ConfigError
+
+    config = DoseConfig(seed=seed)
+    atoms, loaded = _open(folder, model)
+    with bars() as progress:
+        if atom is not None:
+            one = dose_curve(loaded, atoms, atom, config, store_path=store, progress=progress)
+            emit(one.to_dict(), _curve_text(one), as_json=json)
+            return
+        found = dose_all(loaded, atoms, config, store_path=store, progress=progress)
+    curves = [each for each in found.values() if isinstance(each, Curve)]
+    value: dict[str, Any] = {
+        "atoms": len(found),
+        "curves": len(curves),
+        "file": str(folder / "dose.jsonl"),
+        "summary": None,
+    }
+    lines = [f"{len(curves)} curves of {len(found)} atoms: {value['file']}"]
+    try:
+        value["summary"] = told = summary(curves)
+    except ConfigError as error:  # too few held-out examples to say anything of atoms together
+        lines.append(str(error))
+    else:
+        rows = [
+            [
+                name,
+                number(told["gain"][name]["value"]),
+                number(told["beats"][name]["value"]),
+                str(told["beats"][name]["n"]),
+            ]
+            for name in RIVALS
+        ]
+        lines += [
+            f"at {told['budget']} nats the atom gains {number(told['gain']['atom']['value'])} nats, off target "
+            f"{number(told['off_target_kl']['value'])}, perplexity × {number(told['perplexity_ratio']['value'])}",
+            table(["rival", "gains", "beaten by", "atoms"], rows, wide=0),
+        ]
+    emit(value, "\n".join(lines), as_json=json)
+
+
+def _curve_text(curve: Curve) -> str:
+    rows = []
+    for i, dose in enumerate(curve.doses):
+        rivals = [each[i].gain for each in curve.baselines.values()]
+        numbers = (
+            dose.budget,
+            dose.alpha,
+            dose.gain,
+            *rivals,
+            dose.target_rate,
+            dose.off_target_kl,
+            dose.perplexity_ratio,
+        )
+        rows.append([number(value) for value in numbers])
+    names = [name.replace("_", " ") for name in curve.baselines]
+    header = ["KL", "α", "gain", *names, "target", "off target", "perplexity ×"]
+    lines = [
+        f"atom {curve.atom}: {printable(curve.label or 'no label')}",
+        table(header, rows, wide=2),
+        f"{len(curve.rows)} held-out examples, J {number(curve.objective)}, target first {number(curve.target_rate)} unsteered",
+    ]
+    if curve.prompt is not None:
+        asked = curve.prompt
+        lines.append(
+            f"the prompt {printable(repr(asked.request))} gains {number(asked.gain)} at KL {number(asked.kl)}, "
+            f"target first {number(asked.target_rate)}"
+        )
+    safe = "none of these strengths" if curve.safe_alpha is None else f"α up to {curve.safe_alpha:.3f}"
+    lines.append(f"safe: {safe}")
+    return "\n".join(lines)
