@@ -28,7 +28,7 @@ from gradatoms.progress import Progress, silent
 from gradatoms.projector.confidence import Confidence
 from gradatoms.projector.drafts import Drafts
 from gradatoms.projector.model import inputs, load_projector
-from gradatoms.projector.prompt import TERMS, stop_id, term_grammar, token_ids
+from gradatoms.projector.prompt import TERMS, stop_id, term_grammar, term_ids, token_ids
 from gradatoms.projector.reader import Reader
 from gradatoms.projector.rows import Rows
 from gradatoms.projector.text import NO_PRESSURE, Parser, Phrasing, Term
@@ -37,7 +37,7 @@ from gradatoms.writing import Grammar, Written, choices, write
 from gradatoms_store import Store, open_store
 
 MAX_TOKENS = 48
-"""Longest term, in tokens: a label of eight words and its weight."""
+"""Longest term that is written freely, in tokens; within the grammar the longest label decides."""
 GUIDANCE = 0.5
 """γ: how much of what the context alone makes likely is taken off when the model writes."""
 BATCH = 16
@@ -134,6 +134,13 @@ class Describer:
         return self._grammars[phrasing, null]
 
     @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest term: a label of eight words may be dates, whose digits are tokens."""
+        return max(
+            (len(term_ids(self.loaded, label, 1.0, "both")) for label in self.labels.values()), default=MAX_TOKENS
+        )
+
+    @cached_property
     def drafts(self) -> Drafts:
         return Drafts(self.loaded, list(self.labels.values()), self.reader.projector.config.soft_tokens)
 
@@ -173,7 +180,7 @@ class Describer:
                 texts = write(
                     loaded,
                     tail,
-                    max_tokens=MAX_TOKENS,
+                    max_tokens=MAX_TOKENS if free else self.longest,
                     stop=stop_id(loaded),
                     starts=None if free else [without if m >= 0 else with_null for m in margins],
                     guidance=0.0 if x is None else GUIDANCE,
