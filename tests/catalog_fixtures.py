@@ -71,8 +71,16 @@ class Served:
 def served(
     folder: Path, others: Sequence[Path] = (), stores: Sequence[Path] = (), model: Path | None = None
 ) -> Iterator[Served]:
-    """The catalog behind a real socket."""
-    shelf = open_shelf(folder, others=others, stores=stores, model=None if model is None else str(model))
+    """The catalog of a folder behind a real socket."""
+    with running(
+        open_shelf(folder, others=others, stores=stores, model=None if model is None else str(model))
+    ) as found:
+        yield found
+
+
+@contextmanager
+def running(shelf: Shelf) -> Iterator[Served]:
+    """A catalog behind a real socket."""
     listening = uvicorn.Config(lambda scope: None, host="127.0.0.1", port=0, log_level="error").bind_socket()
     port = listening.getsockname()[1]
     app = create_app(shelf, hosts=[f"127.0.0.1:{port}", f"localhost:{port}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ def page(browser: object, request: pytest.FixtureRequest, tmp_path: Path) -> Ite
     yield found
     shots = Path(os.environ.get("GRADATOMS_SCREENSHOTS", tmp_path))
     shots.mkdir(parents=True, exist_ok=True)
-    found.screenshot(path=str(shots / f"{request.node.name}.png"), full_page=True)
+    found.screenshot(path=str(shots / f"{re.sub(r'[^A-Za-z0-9]+', '_', request.node.name)}.png"), full_page=True)
     context.close()
     assert wrong == []
     assert all(url.startswith(("http://127.0.0.1:", "file://", "data:", "blob:")) for url in asked), asked
