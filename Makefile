@@ -41,8 +41,9 @@ lint: install
 	$(BIN)/lint-imports --no-logo
 
 # Two processes of one thread each: the products of small models are slower on two threads that wait for each other.
+# (numba shares OpenMP with torch, and gives it as many threads as it has itself.)
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 # Timed without the shape checks that the tests run under.
 bench: install
