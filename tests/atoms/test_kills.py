@@ -90,16 +90,18 @@ def test_a_harvest_that_is_killed_again_and_again_ends_as_one_that_never_was(
     whole, broken = tmp_path / "whole.gstore", tmp_path / "broken.gstore"
     rng = np.random.default_rng(0)
     with Harvester(small_folder, small_corpus, whole) as harvester:
-        started = time.monotonic()
         harvester.start()
         assert harvester.wait() == 0
-        seconds = time.monotonic() - started
-    kills = 0
+    kills, most = 0, max(1, committed(whole) // (2 * KILLS))
     with Harvester(small_folder, small_corpus, broken) as harvester:
         while kills < KILLS and not (broken.exists() and is_complete(broken)):
             pid = harvester.start()
-            time.sleep(float(rng.uniform(0, 2)) * seconds / (KILLS + 2))
+            aim = committed(broken) + int(rng.integers(0, most + 1))
             with contextlib.suppress(ProcessLookupError):  # it was faster
+                while committed(broken) < aim:
+                    os.kill(pid, 0)
+                    time.sleep(0.001)
+                time.sleep(float(rng.uniform(0, 0.05)))
                 os.kill(pid, how)
             kills += harvester.wait() != 0
         harvester.start()
