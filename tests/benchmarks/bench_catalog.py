@@ -87,19 +87,13 @@ def test_the_first_page(folder: Path) -> None:
     took = []
     for _ in range(4):
         started = time.perf_counter()
-        server = subprocess.Popen(
-            [sys.executable, "-m", "gradatoms_cli", "serve", str(folder), "--port", "0"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
+        command = [sys.executable, "-m", "gradatoms_cli", "serve", str(folder), "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
             url = server.stdout.readline().split(" at ")[1].split("  (")[0].strip()
             with urllib.request.urlopen(url, timeout=30) as page:
                 assert page.status == 200
             took.append(time.perf_counter() - started)
-        finally:
             server.terminate()
-            server.wait()
     median, spread = statistics.median(took[1:]), f"({min(took[1:]):.2f} to {max(took[1:]):.2f})"
     print(f"\nfirst page after `atoms serve`: {median:.2f} s {spread}; {median / START_SECONDS:.2f} of 2 s")
