@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from gradatoms.dictionary.coding import leading
 from gradatoms.dictionary.io import load_codes
 from gradatoms.dictionary.pushes import held_out_mask
 from gradatoms_cli.main import app
+from gradatoms_cli.output import emit, emit_line
 from gradatoms_store import open_store, store_info, verify_store
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
@@ -905,3 +907,19 @@ def test_prompts_of_any_script_survive_the_terminal(fork: Forks, ran: Pipeline, 
     done = fork("describe", ran.atoms, "--prompt", text, "--target", " ça", "--context", text, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "the model says:" in done.stdout
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_line_is_written_with_its_end(monkeypatch: pytest.MonkeyPatch, as_json: bool) -> None:
+    """Unbuffered, as ``torchrun`` starts its ranks, two writes of a line let another rank's line in between."""
+    written: list[str] = []
+
+    class Raw(io.TextIOBase):
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stdout", Raw())
+    emit({"a": 1}, "a line", as_json=as_json)
+    emit_line({"a": 1}, "a line", as_json=as_json)
+    assert len(written) == 2 and all(text.endswith("\n") for text in written)
