@@ -22,6 +22,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from gradatoms.catalog.forms import (
     BUSY,
+    PAGE,
     ForbiddenError,
     box_of,
     chosen_atoms,
@@ -47,11 +48,10 @@ if TYPE_CHECKING:
     from gradatoms.models import LoadedModel
     from gradatoms.projector.describe import Describer
 
-PAGE = 50
-"""Atoms a page."""
 ON_MAP = 3000
 """Atoms drawn at once; a closer look asks for those in view."""
 DOSES = "dose.jsonl"
+"""Where curves are kept (``dose.files``, which brings in torch)."""
 COMPARED = 200
 """Lines of a comparison."""
 SECONDS = 120.0
