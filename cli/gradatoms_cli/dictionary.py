@@ -193,7 +193,8 @@ def ls(
     from gradatoms.catalog.index import Query, open_index
     from gradatoms.dictionary.io import load_atoms
 
-    rows = open_index(load_atoms(folder)).find(Query(sort=sort, limit=-1 if limit is None else limit)).rows
+    query = Query(sort=sort, limit=-1 if limit is None else limit)
+    rows = open_index(load_atoms(folder)).find(query).rows
     emit({"atoms": rows}, _listing(rows), as_json=json)
 
 
@@ -204,11 +205,12 @@ def search(
     from gradatoms.catalog.index import Query, open_index
     from gradatoms.dictionary.io import load_atoms
     from gradatoms.errors import AtomsFormatError
+    from gradatoms.labels.label import load_labels
 
-    index = open_index(load_atoms(folder))
-    if not index.values("label"):
+    atoms = load_atoms(folder)
+    if not load_labels(folder):
         raise AtomsFormatError(f"expected labelled atoms in {folder}, found no label; run `atoms label {folder}` first")
-    rows = index.find(Query(text=query, limit=-1)).rows
+    rows = open_index(atoms).find(Query(text=query, limit=-1)).rows
     emit({"atoms": rows, "query": query}, _listing(rows) if rows else f"no atom matches {query!r}", as_json=json)
 
 
