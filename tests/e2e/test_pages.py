@@ -172,6 +172,7 @@ def test_an_empty_catalog_says_so(empty_folder: Path, page: Page) -> None:
     with served(empty_folder) as found:
         page.goto(found.url)
         page.get_by_text("This dictionary has no atoms.").wait_for()
+        assert labels_on(page) == [] and page.locator("#map").count() == 0
 
 
 def test_the_exported_site_opens_from_a_folder(catalog_folder: Path, tmp_path: Path, page: Page) -> None:

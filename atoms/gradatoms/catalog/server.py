@@ -11,7 +11,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,7 @@ from gradatoms.progress import Progress, silent
 from gradatoms_store import StoreError, open_store
 
 if TYPE_CHECKING:
+    from gradatoms.catalog.wheel import Ride
     from gradatoms.models import LoadedModel
     from gradatoms.projector.describe import Describer
 
@@ -216,36 +217,32 @@ def create_app(shelf: Shelf, *, hosts: Sequence[str], token: str | None = None) 
     @app.post("/steer")
     async def steered(request: Request) -> Response:
         asked = await read_form(request, token)
-        events = [event async for event in ridden(asked)]
-        latest = {event["kind"]: event for event in events}
-        chosen = ride_of(asked, shelf.atoms, shelf.index).atoms
-        return page("steer.html", asked=asked | {"atoms": chosen}, rows=shelf.index.rows(chosen), found=latest)
+        what = ride_of(asked, shelf.atoms, shelf.index)
+        latest = {event["kind"]: event async for event in ridden(what)}
+        return page("steer.html", asked=asked | {"atoms": what.atoms}, rows=shelf.index.rows(what.atoms), found=latest)
 
     @app.post("/steer/stream")
     async def streamed(request: Request) -> Response:
         asked = await read_form(request, token)
-        ride_of(asked, shelf.atoms, shelf.index)  # what is wrong is said before anything is sent
+        what = ride_of(asked, shelf.atoms, shelf.index)  # what is wrong is said before anything is sent
         require_turn()
 
         async def lines() -> AsyncIterator[str]:
             try:
-                async for event in ridden(asked):
+                async for event in ridden(what):
                     yield json.dumps(event, ensure_ascii=False) + "\n"
             except (GradAtomsError, BusyError) as error:
                 yield json.dumps({"kind": "error", "text": str(error) or BUSY}) + "\n"
 
         return StreamingResponse(lines(), media_type="application/x-ndjson", headers={"cache-control": "no-store"})
 
-    async def ridden(asked: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
+    async def ridden(what: Ride) -> AsyncIterator[dict[str, Any]]:
         from gradatoms.catalog.wheel import ride
 
-        asked_for = ride_of(asked, shelf.atoms, shelf.index)
-        events = worker.stream(lambda loaded, job: ride(loaded, shelf.atoms, asked_for, lambda: job.stopped))
-        try:
+        events = worker.stream(lambda loaded, job: ride(loaded, shelf.atoms, what, lambda: job.stopped))
+        async with aclosing(events):
             async for event in events:
                 yield event
-        finally:
-            await events.aclose()  # type: ignore[attr-defined]
 
     @app.get("/compare")
     def compare(request: Request) -> Response:

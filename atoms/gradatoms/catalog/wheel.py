@@ -70,10 +70,17 @@ class Ride:
 def ride(loaded: LoadedModel, atoms: Atoms, asked: Ride, stopped: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     """Events: ``strength`` (alpha, kl), ``plain`` and ``steered`` (the text so far), ``effects`` (on and off target), ``end``."""
     chosen = [atoms[i] for i in asked.atoms]
-    how = {"operator": asked.operator, "positions": asked.positions}
     alpha: Sequence[float] = asked.alpha
     if asked.kl is not None:
-        scale = calibrate(loaded, chosen, [asked.prompt], kl=asked.kl, weights=alpha, **how)  # type: ignore[arg-type]
+        scale = calibrate(
+            loaded,
+            chosen,
+            [asked.prompt],
+            kl=asked.kl,
+            weights=alpha,
+            operator=asked.operator,
+            positions=asked.positions,
+        )
         alpha = [scale * a for a in alpha]
     what = steering(chosen, list(alpha), asked.operator, asked.positions)
     kl = Meter(loaded, [asked.prompt], positions=asked.positions)(what)

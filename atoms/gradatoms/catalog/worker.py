@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -67,7 +67,7 @@ class Worker:
         async with self._my_turn():
             return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: job(self._get()))
 
-    async def stream(self, job: Callable[[LoadedModel, Job], Iterator[T]]) -> AsyncIterator[T]:
+    async def stream(self, job: Callable[[LoadedModel, Job], Iterator[T]]) -> AsyncGenerator[T, None]:
         """What ``job(model, job)`` yields, as it comes. Leaving early tells the job to stop, and waits for that.
 
         Raises:

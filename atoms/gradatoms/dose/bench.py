@@ -142,14 +142,14 @@ class OnTarget:
             members = [i for i, (other, _, _) in enumerate(every) if other == name]
             for k, budget in enumerate(budgets):
                 at = [i * len(budgets) + k for i in members]
-                rate = [rates[j] for j in at]
+                known = [rate for j in at if (rate := rates[j]) is not None]
                 result[name].append(
                     Effect(
                         budget=float(budget),
                         alpha=float(np.mean([every[i][2][k][0] for i in members])),
                         kl=float(np.mean([every[i][2][k][1] for i in members])),
                         gain=float(gains[at].mean()),
-                        target_rate=None if None in rate else float(np.mean(rate)),  # type: ignore[arg-type]
+                        target_rate=float(np.mean(known)) if len(known) == len(at) else None,
                     )
                 )
         return result
