@@ -405,12 +405,12 @@ def _continued(loaded: LoadedModel, ids: Int[torch.Tensor, "B S"], more: int) ->
     """Texts with ``more`` tokens behind them, the plain model's greedy ones."""
     out: torch.Tensor = loaded.model.generate(  # type: ignore[operator]
         input_ids=ids, attention_mask=torch.ones_like(ids), min_new_tokens=more, max_new_tokens=more, do_sample=False,
-        pad_token_id=_pad_id(loaded),
+        pad_token_id=pad_id(loaded),
     )  # fmt: skip
     return out
 
 
-def _pad_id(loaded: LoadedModel) -> int:
+def pad_id(loaded: LoadedModel) -> int:
     """A token for places that nobody reads."""
     known = (loaded.tokenizer.pad_token_id, loaded.tokenizer.eos_token_id)
     return next((int(token) for token in known if token is not None), 0)
@@ -460,13 +460,15 @@ def generate_steered(
 def generate(loaded: LoadedModel, prompt: str, max_tokens: int, *, seed: int | None = None) -> str:
     """Continuation of ``prompt``, without the prompt: greedy, or sampled at temperature 1 with a seed."""
     inputs = loaded.tokenizer(prompt, return_tensors="pt").to(loaded.device)
-    sampling = (
-        {"do_sample": False} if seed is None else {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
-    )
     with torch.no_grad(), torch.random.fork_rng(devices=[] if loaded.device.type == "cpu" else [loaded.device]):
         if seed is not None:
             torch.manual_seed(seed)
         out = loaded.model.generate(  # type: ignore[operator]
-            **inputs, max_new_tokens=max_tokens, pad_token_id=_pad_id(loaded), **sampling
+            **inputs, max_new_tokens=max_tokens, pad_token_id=pad_id(loaded), **sampling(seed)
         )
     return loaded.decode(out[0, inputs.input_ids.shape[1] :].tolist())
+
+
+def sampling(seed: int | None) -> dict[str, Any]:
+    """How ``generate`` chooses tokens: the likeliest, or with a seed by their probabilities."""
+    return {"do_sample": False} if seed is None else {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}

@@ -14,7 +14,7 @@ from gradatoms.dictionary.base import Atoms
 from gradatoms.errors import ConfigError
 from gradatoms.lookahead import NEUTRAL
 from gradatoms.models import LoadedModel
-from gradatoms.steering import Meter, Operator, Positions, Steering, applied, calibrate, steering
+from gradatoms.steering import Meter, Operator, Positions, Steering, applied, calibrate, pad_id, sampling, steering
 
 MAX_TOKENS = 200
 MAX_ALPHA = 4.0
@@ -130,7 +130,6 @@ def stream(
 
     streamer = TextIteratorStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
     inputs = loaded.tokenizer(prompt, return_tensors="pt").to(loaded.device)
-    sampling = {"do_sample": False} if seed is None else {"do_sample": True, "top_k": 0, "top_p": 1.0}
     failed: list[BaseException] = []
 
     def work() -> None:
@@ -139,8 +138,8 @@ def stream(
                 if seed is not None:
                     torch.manual_seed(seed)
                 loaded.model.generate(  # type: ignore[operator]
-                    **inputs, max_new_tokens=max_tokens, streamer=streamer, **sampling,
-                    pad_token_id=loaded.tokenizer.eos_token_id,
+                    **inputs, max_new_tokens=max_tokens, streamer=streamer, **sampling(seed),
+                    pad_token_id=pad_id(loaded),
                     stopping_criteria=StoppingCriteriaList([lambda ids, scores, **_: stopped()]),
                 )  # fmt: skip
         except BaseException as error:  # raised again where the text is read
