@@ -20,9 +20,9 @@ from gradatoms.gradients.harvest import harvest
 from gradatoms.gradients.task import HarvestConfig
 from gradatoms.labels.evidence import Evidence
 from gradatoms.labels.gather import EvidenceConfig
-from gradatoms.labels.judges import LikelihoodJudge
 from gradatoms.labels.label import (
     HUMAN,
+    NULL,
     Label,
     LabelFailure,
     Result,
@@ -31,7 +31,8 @@ from gradatoms.labels.label import (
     load_history,
     load_labels,
 )
-from gradatoms.labels.labeler import NULL, as_variant, ensure_evidence, estimate, label_atoms, label_best, set_label
+from gradatoms.labels.labeler import as_variant, ensure_evidence, estimate, label_atoms, label_best, set_label
+from gradatoms.labels.likelihood import LikelihoodJudge
 from gradatoms.labels.rule import RuleTeacher
 from gradatoms.labels.scored import kept_scores, score_folder
 from gradatoms.labels.teacher import Teacher

@@ -10,8 +10,9 @@ from sklearn.metrics import roc_auc_score
 
 from gradatoms.errors import ConfigError
 from gradatoms.labels.evidence import Foretold, Shown, TokenShift, Trial, Trials
-from gradatoms.labels.judges import EmbeddingJudge, Item, Judge, LikelihoodJudge
+from gradatoms.labels.judges import EmbeddingJudge, Item, Judge
 from gradatoms.labels.judging import make_judge
+from gradatoms.labels.likelihood import LikelihoodJudge
 from gradatoms.labels.scored import foretold
 from gradatoms.labels.scoring import score_labels
 from gradatoms.models import LoadedModel

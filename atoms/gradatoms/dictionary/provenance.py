@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gradatoms.dictionary.base import Atoms
 from gradatoms.errors import AtomsFormatError, ModelMismatchError
-from gradatoms.models import LoadedModel, load_model
 from gradatoms_store import Store, open_store
+
+if TYPE_CHECKING:
+    from gradatoms.models import LoadedModel
 
 
 def folder_of(atoms: Atoms) -> Path:
@@ -75,6 +78,8 @@ def load_model_of(atoms: Atoms, name: str | None = None) -> LoadedModel:
     Raises:
         ModelMismatchError: ``name`` holds other weights.
     """
+    from gradatoms.models import load_model  # brings in torch and transformers
+
     recorded = atoms.config.get("model", {}).get("name")
     if name is None and recorded is None:
         raise AtomsFormatError(

@@ -1,13 +1,17 @@
-"""Sums over the processes of one ``torchrun``: the only place where fits talk to each other."""
+"""Sums over the processes of one ``torchrun``: the only place where fits talk to each other.
+
+One process needs no torch, which is a second to import; so it is imported where there are several.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-import torch
-import torch.distributed as dist
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -17,13 +21,13 @@ class Reduce:
     rank: int = 0
     world: int = 1
 
-    def sum(self, *values: Shaped[np.ndarray, ...] | Shaped[torch.Tensor, ...]) -> None:
-        """Replace each array by its sum over ranks, in place."""
-        self._all(dist.ReduceOp.SUM, values)
+    def sum(self, *values: Any) -> None:
+        """Replace each array or tensor by its sum over ranks, in place."""
+        self._all("SUM", values)
 
-    def max(self, *values: Shaped[np.ndarray, ...] | Shaped[torch.Tensor, ...]) -> None:
-        """Replace each array by its largest over ranks, in place."""
-        self._all(dist.ReduceOp.MAX, values)
+    def max(self, *values: Any) -> None:
+        """Replace each array or tensor by its largest over ranks, in place."""
+        self._all("MAX", values)
 
     def total(self, value: float | int) -> float:
         """The sum of a number over ranks."""
@@ -31,13 +35,17 @@ class Reduce:
         self.sum(held)
         return float(held[0])
 
-    def gather(self, value: Float[torch.Tensor, "B k"]) -> Float[torch.Tensor, "B kn"]:
-        """The columns of every rank, in the order of ranks; of equal shape on each."""
+    def gather(self, value: T) -> T:
+        """The columns of every rank's tensor, (B, k) to (B, world · k), in the order of ranks; of equal shape on each."""
         if self.world == 1:
             return value
+        import torch
+        import torch.distributed as dist
+
+        assert isinstance(value, torch.Tensor)
         parts = [torch.empty_like(value) for _ in range(self.world)]
         dist.all_gather(parts, value.contiguous())
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1)  # type: ignore[return-value]
 
     def before(self, n: int) -> int:
         """The sum of n over the ranks before this one."""
@@ -55,6 +63,9 @@ class Reduce:
             size, rows: this rank's, at most ``most`` of them.
         """
         if self.world > 1:
+            import torch
+            import torch.distributed as dist
+
             held = torch.full((most, rows.shape[1] + 1), -torch.inf)
             held[: len(size)] = torch.from_numpy(np.column_stack([size, rows]).astype(np.float32))
             parts = [torch.empty_like(held) for _ in range(self.world)]
@@ -65,10 +76,14 @@ class Reduce:
         order = np.lexsort((*rows[:, :2].T, -size))[:most]  # equal sizes in an order that does not depend on ranks
         return size[order], rows[order]
 
-    def _all(self, op: dist.ReduceOp.RedOpType, values: tuple[np.ndarray | torch.Tensor, ...]) -> None:
+    def _all(self, op: Literal["SUM", "MAX"], values: tuple[Any, ...]) -> None:
         if self.world > 1:
+            import torch
+            import torch.distributed as dist
+
             for value in values:
-                dist.all_reduce(value if isinstance(value, torch.Tensor) else torch.from_numpy(value), op=op)
+                held = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+                dist.all_reduce(held, op=getattr(dist.ReduceOp, op))
 
     def share(self, n: int) -> Int[np.ndarray, " m"]:
         """Which of n things are this rank's, in one piece."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from gradatoms.errors import ConfigError
-from gradatoms.labels.judges import EmbeddingJudge, Judge, LikelihoodJudge
+from gradatoms.labels.judges import EmbeddingJudge, Judge
+from gradatoms.labels.likelihood import LikelihoodJudge
 from gradatoms.models import LoadedModel
 
 

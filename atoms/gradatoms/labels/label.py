@@ -20,6 +20,8 @@ VARIANTS: tuple[Variant, ...] = ("both", "input", "output")
 """What a teacher was shown: examples and lookahead, examples only, lookahead only."""
 FailureKind = Literal["no evidence", "malformed", "refused", "timeout", "server", "budget"]
 FILE = "labels.jsonl"
+NULL = "labels.null.jsonl"
+"""Labels of random directions, as ``labels.jsonl``; ``atom`` is the number of the direction."""
 HUMAN = "human"
 """The teacher of labels that a person set; no machine's label replaces one."""
 

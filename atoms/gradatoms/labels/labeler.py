@@ -21,6 +21,7 @@ from gradatoms.labels.label import (
     FILE,
     HUMAN,
     MAX_WORDS,
+    NULL,
     VARIANTS,
     Label,
     LabelFailure,
@@ -42,8 +43,6 @@ Loader = Callable[[], LoadedModel]
 """Gives the model when it is needed."""
 PREFERENCE = 0.1
 """How much better than the label from all evidence another must score to be chosen: the trials of one atom are few."""
-NULL = "labels.null.jsonl"
-"""Labels of random directions, as ``labels.jsonl``; ``atom`` is the number of the direction."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from gradatoms.dictionary.provenance import folder_of
 from gradatoms.errors import AtomsFormatError
 from gradatoms.labels.evidence import Trials
 from gradatoms.labels.judges import EmbeddingJudge, Judge
-from gradatoms.labels.label import Label, label_texts, load_labels
-from gradatoms.labels.labeler import NULL
+from gradatoms.labels.label import NULL, Label, label_texts, load_labels
 from gradatoms.labels.scoring import Scores, Summary, interval, score_labels
 from gradatoms.labels.storage import Gathered, load_evidence
 from gradatoms.progress import Progress, silent
