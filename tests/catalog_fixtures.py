@@ -113,6 +113,15 @@ def site(catalog_folder: Path, small_folder: Path) -> Iterator[Served]:
 
 
 @pytest.fixture
+def alone(catalog_folder: Path, small_folder: Path, tmp_path: Path) -> Iterator[Served]:
+    """A server whose folder a test may change."""
+    shutil.copytree(catalog_folder, tmp_path / "x.atoms")
+    shutil.copytree(catalog_folder.parent / "s.gstore", tmp_path / "s.gstore")
+    with served(tmp_path / "x.atoms", model=small_folder) as found:
+        yield found
+
+
+@pytest.fixture
 def bare_folder(catalog_folder: Path, tmp_path: Path) -> Path:
     """The same atoms without labels or evidence."""
     shutil.copytree(catalog_folder, tmp_path / "bare.atoms")

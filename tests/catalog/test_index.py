@@ -14,6 +14,7 @@ import pytest
 
 from gradatoms.catalog.index import FILE, Index, Query, open_index, whole_page, write_rows
 from gradatoms.catalog.layout import flat
+from gradatoms.catalog.meaning import Meanings
 from gradatoms.catalog.pages import atom_page, catalog, close_atoms
 from gradatoms.dictionary.io import load_atoms
 from gradatoms.errors import ConfigError
@@ -106,7 +107,7 @@ def test_a_column_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
         Query(**wrong)
 
 
-def test_meaning_is_cosine_of_embeddings_and_they_are_kept(index: Index) -> None:
+def test_meaning_is_cosine_of_embeddings_and_they_are_kept(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Sequence[str]] = []
     axis = {"capital: Paris, Oslo": 0, "currency: euro": 1, "money": 1}
 
@@ -114,10 +115,17 @@ def test_meaning_is_cosine_of_embeddings_and_they_are_kept(index: Index) -> None
         asked.append(texts)
         return np.eye(3, dtype=np.float32)[[axis.get(t, 2) for t in texts]]
 
-    found = index.similar("money", embed, "test", Query(limit=2))
-    assert found.rows[0]["atom"] == 1 and found.rows[0]["similarity"] == pytest.approx(1) and found.total == 6
-    assert index.similar("money", embed, "test", Query(equal={"verdict": "real"})).rows[0]["atom"] != 1
-    assert [len(texts) for texts in asked] == [6, 1, 1]  # the labels once
+    monkeypatch.setattr("gradatoms.catalog.meaning.CHUNK", 4)
+    meanings = Meanings(index, embed, "test")
+    asked.clear()
+    found = meanings.search(Query(text="money", limit=2), seconds=0)
+    assert found.rows[0]["atom"] == 1 and found.rows[0]["similarity"] == pytest.approx(1)
+    assert (found.total, found.unread) == (4, 2)  # as far as the time allowed
+    meanings = Meanings(index, embed, "test")
+    found = meanings.search(Query(text="money", equal={"verdict": "real"}))
+    assert found.rows[0]["atom"] != 1 and found.unread == 0
+    assert meanings.search(Query(text="money", limit=-1)).total == 6
+    assert [len(texts) for texts in asked] == [4, 1, 1, 2, 1, 1]  # each label once
 
 
 def test_the_map_is_what_lies_in_view(index: Index) -> None:

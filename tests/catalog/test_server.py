@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import socket
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
@@ -16,10 +21,11 @@ from catalog_fixtures import HOSTILE, LABELS, N_ATOMS, SCRIPT, Served, served
 
 from gradatoms.catalog.guard import BODY_BYTES, HEADERS
 from gradatoms.catalog.render import STATIC, shown_token
+from gradatoms.dictionary.provenance import folder_of
 
 PAGES = (
     *("/", "/?q=is&sort=coherence", "/atom/0", "/atom/1", "/gradient", "/steer", "/steer?atoms=0,1"),
-    *("/compare", "/compare?other=0", "/compare?one=0&two=1"),
+    *("/compare", "/compare?other=0", "/compare?other=0&by=codes", "/compare?one=0&two=1"),
 )
 ASK = {"prompt": "The capital of France is", "target": " Paris"}
 STEER = {"prompt": "The capital", "atoms": "0,1", "alpha_0": "0.5", "alpha_1": "-0.2", "auto": "0", "max_tokens": "4"}
@@ -84,7 +90,7 @@ def test_only_its_own_address_is_answered(site: Served, host: str, status: int) 
         assert client.get("/atom/0", headers={"host": name}).status_code == status
 
 
-COMPUTING = ("/gradient", "/steer", "/steer/stream")
+COMPUTING = ("/gradient", "/steer", "/steer/stream", "/curves")
 
 
 @pytest.mark.parametrize("path", COMPUTING)
@@ -273,3 +279,68 @@ def test_the_model_is_loaded_when_it_is_first_needed(catalog_folder: Path, small
         assert not found.worker.loaded
         assert client.post("/steer", data=STEER | {"token": found.token}).status_code == 200
         assert found.worker.loaded
+
+
+def until(client: httpx.Client, ready: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    for _ in range(1200):
+        state: dict[str, Any] = client.get("/curves.json").json()
+        if ready(state):
+            return state
+        time.sleep(0.05)
+    raise AssertionError(state)
+
+
+def test_curves_are_measured_while_the_model_is_idle(alone: Served) -> None:
+    """The one that was asked for last comes first; a job comes between; what is done is kept and shown."""
+    kept = folder_of(alone.shelf.atoms) / "dose.jsonl"
+    with alone.client() as client:
+        assert "Not measured yet" in client.get("/atom/3").text
+        asked = client.post("/curves", data={"token": alone.token, "shown": "5"})
+        assert asked.status_code == 303 and asked.headers["location"] == "/atom/5"
+        assert "Measuring curves: 0 of 8 done" in client.get("/atom/5").text
+        client.post("/curves", data={"token": alone.token, "atom": "3", "shown": "3"})
+        begun = time.perf_counter()
+        assert client.post("/steer", data=STEER | {"token": alone.token}).status_code == 200
+        assert time.perf_counter() - begun < 30 and client.get("/curves.json").json()["running"]
+        state = until(client, lambda s: s["done"] >= 2)
+        assert state["total"] == N_ATOMS and state["error"] == ""
+        lines = [json.loads(line) for line in kept.read_text().splitlines()]
+        assert [line["atom"] for line in lines[:2]] == [3, 0]
+        for line in lines:
+            text = client.get(f"/atom/{line['atom']}").text
+            assert ("data-curve" in text) == ("failure" not in line)
+            assert "failure" not in line or "found none; harvest more examples" in text
+
+
+def test_a_server_ends_in_the_middle_of_a_curve(alone: Served) -> None:
+    with alone.client() as client:
+        client.post("/curves", data={"token": alone.token})
+        until(client, lambda s: alone.worker.loaded)
+    begun = time.perf_counter()
+    asyncio.run(alone.worker.close())
+    assert time.perf_counter() - begun < 20
+
+
+def test_why_no_curve_can_be_measured_is_said(alone: Served) -> None:
+    shutil.rmtree(folder_of(alone.shelf.atoms).parent / "s.gstore")
+    (folder_of(alone.shelf.atoms) / "config.yaml").write_text(
+        (folder_of(alone.shelf.atoms) / "config.yaml").read_text().replace("s.gstore", "gone.gstore")
+    )
+    with served(folder_of(alone.shelf.atoms), model=Path(str(alone.shelf.model))) as found, found.client() as client:
+        client.post("/curves", data={"token": found.token, "atom": "0", "shown": "0"})
+        assert "expected the store of these atoms" in until(client, lambda s: not s["running"])["error"]
+        assert "expected the store of these atoms" in client.get("/atom/0").text
+
+
+def test_the_first_page_needs_neither_torch_nor_transformers(catalog_folder: Path) -> None:
+    code = f"""
+import sys
+from starlette.testclient import TestClient
+from gradatoms.catalog.server import create_app, open_shelf
+client = TestClient(create_app(open_shelf({str(catalog_folder)!r}), hosts=["testserver"]))
+for path in ("/", "/?q=is", "/atom/0", "/map.json", "/steer?atoms=0"):
+    assert client.get(path).status_code == 200, path
+print(sorted({{"torch", "transformers", "sentence_transformers"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -132,6 +132,14 @@ def test_dictionaries_and_stores_are_compared(site: Served, page: Page) -> None:
     page.get_by_role("heading", name="Atoms that differ most").wait_for()
 
 
+def test_a_curve_is_measured_and_shown_when_it_is_there(alone: Served, page: Page) -> None:
+    page.goto(f"{alone.url}/atom/3")
+    page.get_by_role("button", name="Measure its curve").click()
+    page.get_by_text("Measuring curves").wait_for()
+    page.locator("[data-curve] svg.main-svg").first.wait_for()
+    assert page.get_by_text("held-out examples").count() == 1
+
+
 @pytest.mark.parametrize("page", [{"width": 360, "height": 740}], indirect=True, ids=["phone"])
 @pytest.mark.parametrize("path", ["/", "/atom/0", "/gradient", "/steer?atoms=0,1", "/compare?other=0"])
 def test_a_phone_shows_every_page_without_scrolling_sideways(site: Served, page: Page, path: str) -> None:

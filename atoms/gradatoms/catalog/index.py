@@ -15,14 +15,14 @@ import sqlite3
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Int
 
 from gradatoms.catalog.layout import flat
 from gradatoms.catalog.pages import close_atoms, every_page
@@ -36,15 +36,13 @@ _log = logging.getLogger(__name__)
 
 FILE = "catalog.sqlite"
 _SOURCES = ("sae_weights.safetensors", "codes.h5", "metrics.json", "evidence.h5", "labels.jsonl", "scores.json")
-_VERSION = 1
+_VERSION = 2
 NUMBERS = ("density", "coherence", "stability", "gain", "detection", "fuzzing", "output", "confidence")
 """Columns with numbers; they can be filtered from below and from above."""
 TEXTS = ("label", "verdict", "concept")
 SORTS = ("atom", *TEXTS, *NUMBERS)
 """Columns to sort by."""
 _JUDGED = ("detection", "fuzzing", "output", "confidence")
-
-Embed = Callable[[Sequence[str]], Float[np.ndarray, "N E"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +82,8 @@ class Found:
     rows: list[dict[str, Any]]
     total: int
     """How many there are in all."""
+    unread: int = 0
+    """Labels that a search by meaning has not read yet."""
 
 
 class Index:
@@ -110,16 +110,12 @@ class Index:
 
     def find(self, query: Query) -> Found:
         """The atoms of a query, one row each as ``pages.catalog`` gives them."""
-        where, values = ["1"], list[Any]()
+        where, values = _where(query)
         source = "atoms"
         words = _fts(query.text)
         if query.text.strip():
             source = "words JOIN atoms ON atoms.atom = words.rowid"
-            where, values = ["words MATCH ?"] if words else ["0"], [words] if words else []
-        for names, sign in ((query.least, ">="), (query.most, "<="), (query.equal, "=")):
-            for name, value in names.items():
-                where.append(f"atoms.{name} {sign} ?")
-                values.append(value)
+            where, values = [*where, "words MATCH ?" if words else "0"], [*values, *([words] if words else [])]
         condition = " AND ".join(where)
         total = self._db.execute(f"SELECT count(*) FROM {source} WHERE {condition}", values).fetchone()[0]
         rows = self._db.execute(
@@ -169,32 +165,28 @@ class Index:
         ).fetchall()
         return {name: [row[i] for row in rows] for i, name in enumerate(names)} | {"total": total}
 
-    def similar(self, text: str, embed: Embed, name: str, query: Query) -> Found:
-        """Atoms whose labels mean most like ``text``, by cosine of embeddings; filters of ``query`` hold.
+    def numbers(self, query: Query) -> Int[np.ndarray, " n"]:
+        """The atoms that the filters of a query leave, whatever its text, ascending."""
+        where, values = _where(query)
+        rows = self._db.execute(f"SELECT atom FROM atoms WHERE {' AND '.join(where)} ORDER BY atom", values)
+        return np.asarray([row[0] for row in rows], dtype=np.int64)
 
-        Args:
-            embed: unit embeddings of texts.
-            name: of the model that embeds; embeddings of the labels are kept in the file under it.
-        """
-        atoms, vectors = self._embedded(embed, name)
-        allowed = {r["atom"] for r in self.find(Query(**_filters(query), limit=-1)).rows}
-        scores = vectors @ embed([text])[0]
-        order = [i for i in np.argsort(-scores, kind="stable") if int(atoms[i]) in allowed]
-        chosen = order[query.offset :][: query.limit if query.limit >= 0 else None]
-        rows = self.rows(int(atoms[i]) for i in chosen)
-        return Found([r | {"similarity": float(scores[i])} for r, i in zip(rows, chosen, strict=True)], len(order))
+    def names(self) -> list[tuple[int, str]]:
+        """The atoms that have a label, with it, by number."""
+        return [
+            (row[0], row[1])
+            for row in self._db.execute("SELECT atom, label FROM atoms WHERE label != '' ORDER BY atom")
+        ]
 
-    def _embedded(self, embed: Embed, name: str) -> tuple[np.ndarray, Float[np.ndarray, "N E"]]:
-        key = f"embeddings of {name}"
-        kept = self._db.execute("SELECT value FROM meta WHERE key = ?", [key]).fetchone()
-        labelled = self._db.execute("SELECT atom, label FROM atoms WHERE label != '' ORDER BY atom").fetchall()
-        atoms = np.asarray([row[0] for row in labelled], dtype=np.int64)
-        if kept is not None:
-            return atoms, np.frombuffer(kept[0], np.float16).reshape(len(atoms), -1).astype(np.float32)
-        vectors = embed([row[1] for row in labelled]) if labelled else np.zeros((0, 1), np.float32)
+    def kept(self, key: str) -> bytes | None:
+        """What ``keep`` put there."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", [key]).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def keep(self, key: str, value: bytes) -> None:
+        """Keep something derived in the file; it goes when the index is made anew."""
         with closing(sqlite3.connect(self.path)) as db, db:
-            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", [key, vectors.astype(np.float16).tobytes()])
-        return atoms, vectors
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", [key, value])
 
 
 def open_index(atoms: Atoms, *, progress: Progress = silent) -> Index:
@@ -307,8 +299,14 @@ def _fts(text: str) -> str:
     return " ".join(f'"{word}"*' for word in words)
 
 
-def _filters(query: Query) -> dict[str, Any]:
-    return {"least": query.least, "most": query.most, "equal": query.equal}
+def _where(query: Query) -> tuple[list[str], list[Any]]:
+    """The filters of a query as conditions that all hold, and their values."""
+    where, values = ["1"], list[Any]()
+    for names, sign in ((query.least, ">="), (query.most, "<="), (query.equal, "=")):
+        for name, value in names.items():
+            where.append(f"atoms.{name} {sign} ?")
+            values.append(value)
+    return where, values
 
 
 def _real(value: Any) -> float | None:

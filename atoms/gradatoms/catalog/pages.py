@@ -115,6 +115,7 @@ class Sources:
         injected = item.injected if item else None
         return self.row(atom) | {
             "hook": self.atoms.hook,
+            "model": self.atoms.config.get("model", {}).get("name") or "MODEL",
             "sentence": label.sentence if label else "",
             "teacher": label.teacher if label else "",
             "prompt": label.prompt if label else "",

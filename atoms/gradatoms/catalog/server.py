@@ -15,11 +15,12 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
+from gradatoms.catalog.curves import Curves, curve_of
 from gradatoms.catalog.forms import (
     BUSY,
     PAGE,
@@ -33,6 +34,7 @@ from gradatoms.catalog.forms import (
 )
 from gradatoms.catalog.guard import Guard, new_token
 from gradatoms.catalog.index import NUMBERS, SORTS, Index, Query, open_index, whole_page
+from gradatoms.catalog.meaning import Meanings
 from gradatoms.catalog.render import PLOTLY, STATIC, plotly_file, rendered
 from gradatoms.catalog.worker import BusyError, Worker
 from gradatoms.dictionary.base import Atoms
@@ -51,8 +53,6 @@ if TYPE_CHECKING:
 
 ON_MAP = 3000
 """Atoms drawn at once; a closer look asks for those in view."""
-DOSES = "dose.jsonl"
-"""Where curves are kept (``dose.files``, which brings in torch)."""
 COMPARED = 200
 """Lines of a comparison."""
 SECONDS = 120.0
@@ -95,11 +95,12 @@ class Shelf:
         found: Describer | None = self._kept["describer"]
         return found
 
-    def embedder(self) -> EmbeddingJudge:
-        """The sentence model that search by meaning uses, loaded once."""
-        if "embedder" not in self._kept:
-            self._kept["embedder"] = EmbeddingJudge()
-        found: EmbeddingJudge = self._kept["embedder"]
+    def meanings(self) -> Meanings:
+        """The search by meaning, with its sentence model, loaded once."""
+        if "meanings" not in self._kept:
+            sentences = EmbeddingJudge()
+            self._kept["meanings"] = Meanings(self.index, sentences.embed, sentences.name)
+        found: Meanings = self._kept["meanings"]
         return found
 
     def spectrum(self, number: int) -> dict[str, Any]:
@@ -142,11 +143,12 @@ def create_app(shelf: Shelf, *, hosts: Sequence[str], token: str | None = None) 
     """
     token = token or new_token()
     worker = Worker(shelf.load)
+    curves = Curves(shelf.atoms, worker)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         yield
-        worker.close()
+        await worker.close()
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
     app.add_middleware(Guard, hosts=frozenset(h.lower() for h in hosts), token=token)
@@ -175,11 +177,8 @@ def create_app(shelf: Shelf, *, hosts: Sequence[str], token: str | None = None) 
     def catalog(request: Request) -> Response:
         asked = dict(request.query_params)
         query = query_of(asked)
-        if asked.get("by") == "meaning" and query.text.strip():
-            sentences = shelf.embedder()
-            found = shelf.index.similar(query.text, sentences.embed, sentences.name, query)
-        else:
-            found = shelf.index.find(query)
+        by_meaning = asked.get("by") == "meaning" and query.text.strip()
+        found = shelf.meanings().search(query) if by_meaning else shelf.index.find(query)
         return page(
             "catalog.html",
             asked=asked, found=found, query=query, sorts=SORTS, numbers=NUMBERS, size=PAGE,
@@ -196,7 +195,23 @@ def create_app(shelf: Shelf, *, hosts: Sequence[str], token: str | None = None) 
         if not 0 <= number < len(shelf.atoms):
             return page("error.html", 404, text=f"expected an atom from 0 to {len(shelf.atoms) - 1}, got {number}")
         found = whole_page(shelf.index, shelf.atoms, number)
-        return page("atom.html", atom=found, curve=curve_of(folder_of(shelf.atoms), number), last=len(shelf.atoms) - 1)
+        return page(
+            "atom.html", atom=found, curve=curve_of(folder_of(shelf.atoms), number), last=len(shelf.atoms) - 1,
+            measuring=curves.state(),
+        )  # fmt: skip
+
+    @app.post("/curves")
+    async def measure(request: Request) -> Response:
+        """Have the curve of one atom (``atom``) or of all measured while the model is idle."""
+        asked = await read_form(request, token)
+        chosen = chosen_atoms(asked.get("atom", ""), len(shelf.atoms))
+        curves.ask(chosen or range(len(shelf.atoms)))
+        shown = chosen_atoms(asked.get("shown", ""), len(shelf.atoms))
+        return RedirectResponse(f"/atom/{shown[0]}" if shown else "/", status_code=303)
+
+    @app.get("/curves.json")
+    def measured() -> Response:
+        return JSONResponse(curves.state())
 
     @app.get("/gradient")
     def gradient() -> Response:
@@ -292,43 +307,24 @@ def _gradient(shelf: Shelf, loaded: LoadedModel, asked: Mapping[str, str]) -> di
 
 def _comparison(shelf: Shelf, asked: Mapping[str, str]) -> dict[str, Any]:
     """The matched atoms of another dictionary, or the atoms in which two stores differ; by their numbers."""
-    from gradatoms.catalog.compare import compare_stores, match_atoms, random_match
+    from gradatoms.catalog.compare import By, compare_stores, match_atoms
 
     chosen = {key: int(asked.get(key, "")) if asked.get(key, "").isdigit() else None for key in ("other", "one", "two")}
     other, one, two = chosen["other"], chosen["one"], chosen["two"]
-    found: dict[str, Any] = {"chosen": chosen, "matched": None, "spectra": None, "labels": shelf.labels}
+    by = cast("By | None", asked["by"] if asked.get("by") in get_args(By) else None)
+    found: dict[str, Any] = {"chosen": chosen | {"by": by}, "matched": None, "spectra": None, "labels": shelf.labels}
     if other is not None and other < len(shelf.others):
         b = shelf.others[other]
-        rows = sorted(match_atoms(shelf.atoms, b), key=lambda r: -r["cosine"])
-        cosines = [r["cosine"] for r in rows]
+        match = match_atoms(shelf.atoms, b, by)
         found["matched"] = {
-            "rows": rows[:COMPARED], "last": rows[-COMPARED:][::-1] if len(rows) > COMPARED else [],
-            "labels": label_texts(load_labels(folder_of(b))), "null": random_match(shelf.atoms, b),
-            "mutual": sum(r["mutual"] for r in rows) / len(rows), "cosines": cosines, "mean": sum(cosines) / len(rows),
+            "match": match, "rows": match.rows[:COMPARED],
+            "last": match.rows[-COMPARED:][::-1] if len(match.rows) > COMPARED else [],
+            "labels": label_texts(load_labels(folder_of(b))), "cosines": [r["cosine"] for r in match.rows],
         }  # fmt: skip
     if one is not None and two is not None and max(one, two) < len(shelf.stores):
         a, b_ = shelf.spectrum(one), shelf.spectrum(two)
         found["spectra"] = {"rows": compare_stores(a, b_)[:COMPARED], "n": [a["rows"], b_["rows"]]}
     return found
-
-
-def curve_of(folder: Path, atom: int) -> dict[str, Any] | None:
-    """What the plot of an atom's dose–response curve needs; None where none was measured."""
-    if not (folder / DOSES).exists():
-        return None
-    from gradatoms.dose.files import load_curves
-
-    curve = load_curves(folder).get(atom)
-    if curve is None:
-        return None
-    return {
-        "kl": [d.kl for d in curve.doses], "alpha": [d.alpha for d in curve.doses], "gain": [d.gain for d in curve.doses],
-        "off_target": [d.off_target_kl for d in curve.doses], "perplexity_ratio": [d.perplexity_ratio for d in curve.doses],
-        "target_rate": [d.target_rate for d in curve.doses], "plain_rate": curve.target_rate,
-        "baselines": {name: {"kl": [e.kl for e in some], "gain": [e.gain for e in some]} for name, some in curve.baselines.items()},
-        "asked": None if curve.prompt is None else {"kl": curve.prompt.kl, "gain": curve.prompt.gain},
-        "safe_kl": curve.safe_kl, "safe_alpha": curve.safe_alpha, "n": len(curve.rows),
-    }  # fmt: skip
 
 
 def serve(

@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from gradatoms.catalog.curves import curve_of
 from gradatoms.catalog.index import Query, open_index, whole_page
 from gradatoms.catalog.render import PLOTLY, STATIC, plotly_file, rendered
-from gradatoms.catalog.server import curve_of
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.provenance import folder_of
 from gradatoms.errors import OutputExistsError
@@ -55,8 +55,12 @@ def export_site(atoms: Atoms, out: str | Path, *, progress: Progress = silent) -
         (partial / "index.html").write_text(page, encoding="utf-8", errors="replace")
         for atom in range(len(atoms)):
             found = whole_page(index, atoms, atom)
+            if Path(found["model"]).is_absolute():  # where it lies here is nobody else's business
+                found["model"] = Path(found["model"]).name
             curve = curve_of(folder_of(atoms), atom)
-            text = rendered("atom.html", root="../", atom=found, curve=curve, last=len(atoms) - 1, **everywhere)
+            text = rendered(
+                "atom.html", root="../", atom=found, curve=curve, last=len(atoms) - 1, measuring=None, **everywhere
+            )
             (partial / "atom" / f"{atom}.html").write_text(text, encoding="utf-8", errors="replace")
             progress("pages", atom + 1, len(atoms))
         partial.chmod(0o755)

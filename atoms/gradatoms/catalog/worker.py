@@ -7,13 +7,18 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from gradatoms.models import LoadedModel
+if TYPE_CHECKING:
+    from gradatoms.models import LoadedModel
 
 T = TypeVar("T")
 WAITING = 1
 """Jobs that may wait for the one that runs; more are turned away."""
+
+
+class StoppedError(Exception):
+    """Raised where the model is run for a job that was told to stop."""
 
 
 class BusyError(Exception):
@@ -35,7 +40,7 @@ class Job:
 
 
 class Worker:
-    """Runs jobs one at a time in a thread of its own.
+    """Runs jobs one at a time in a thread of its own; between them, work that can wait.
 
     Args:
         load: loads the model; called once, by the first job.
@@ -46,7 +51,10 @@ class Worker:
         self._model: LoadedModel | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="catalog-model")
         self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._jobs = 0
+        self._idle: asyncio.Task[None] | None = None
+        self._aside: Job | None = None
+        self._step: Callable[[LoadedModel, Job], bool] = lambda _, __: False
 
     @property
     def loaded(self) -> bool:
@@ -56,7 +64,7 @@ class Worker:
     @property
     def full(self) -> bool:
         """Whether one more job would be turned away."""
-        return self._turn.locked() and self._waiting >= WAITING
+        return self._jobs > WAITING
 
     async def run(self, job: Callable[[LoadedModel], T]) -> T:
         """What ``job(model)`` returns.
@@ -100,22 +108,62 @@ class Worker:
                 state.stop()
                 await asyncio.shield(done)
 
+    def when_idle(self, step: Callable[[LoadedModel, Job], bool]) -> None:
+        """Call ``step(model, job)`` while no job wants the model, until it returns False; one that is under way starts anew.
+
+        A job that comes stops the step, which is called again afterwards. The model raises ``StoppedError`` in a step that
+        was told to stop, which counts as True; so a step must keep what it has done as it goes.
+        """
+        self._step = step
+        if self._aside is not None:
+            self._aside.stop()
+        if self._idle is None or self._idle.done():
+            self._idle = asyncio.ensure_future(self._work_aside())
+
+    async def _work_aside(self) -> None:
+        def work(job: Job) -> bool:
+            loaded = self._get()
+
+            def check(*_: object) -> None:
+                if job.stopped:
+                    raise StoppedError
+
+            handle = loaded.model.register_forward_pre_hook(check)
+            try:
+                return self._step(loaded, job)
+            except StoppedError:
+                return True
+            finally:
+                handle.remove()
+
+        more = True
+        while more:
+            async with self._turn:  # whoever waited for it comes first
+                self._aside = job = Job()
+                try:
+                    more = await asyncio.get_running_loop().run_in_executor(self._thread, work, job)
+                finally:
+                    self._aside = None
+
     @asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[None]:
         if self.full:
             raise BusyError
-        self._waiting += 1
+        self._jobs += 1
+        if self._aside is not None:
+            self._aside.stop()
         try:
-            await self._turn.acquire()
+            async with self._turn:
+                yield
         finally:
-            self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._turn.release()
+            self._jobs -= 1
 
-    def close(self) -> None:
-        """Wait for the job that runs, and end the thread."""
+    async def close(self) -> None:
+        """Stop what runs between jobs, wait for the job that runs, and end the thread."""
+        if self._idle is not None:
+            self._idle.cancel()
+        if self._aside is not None:
+            self._aside.stop()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _get(self) -> LoadedModel:

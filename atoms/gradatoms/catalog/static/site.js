@@ -27,3 +27,15 @@ for (const form of document.querySelectorAll("form[data-busy]")) {
     form.querySelector("[role=status]").textContent = form.dataset.busy + " …";
   });
 }
+
+for (const note of document.querySelectorAll("[data-measuring]")) {
+  const ask = async () => {
+    try {
+      const state = await (await fetch("/curves.json")).json();
+      if (!state.running) { location.reload(); return; }
+      note.textContent = `Measuring curves: ${state.done} of ${state.total} done.`;
+    } catch { /* the server has ended */ }
+    setTimeout(ask, 2000);
+  };
+  setTimeout(ask, 2000);
+}
