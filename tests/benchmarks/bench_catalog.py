@@ -68,7 +68,8 @@ def big(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 def test_pages_at_50_000_atoms(big: Shelf) -> None:
     paths = {
         "catalog": "/", "sorted, far down": "/?sort=coherence&page=400", "filtered": "/?sort=density&coherence_min=0.5&verdict=real",
-        "search": "/?q=river+stone", "search by meaning": "/?q=river+stone&by=meaning", "search, a word of many": "/?q=river", "atom": "/atom/31415", 
+        "search": "/?q=river+stone", "search by meaning": "/?q=river+stone&by=meaning", 
+        "search, a word of many": "/?q=river", "atom": "/atom/31415",
         "map": "/map.json",
     }  # fmt: skip
     with running(big) as found, httpx.Client(base_url=found.url, timeout=60) as client:
