@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +15,9 @@ from rich.filesize import decimal
 from gradatoms_cli.output import Json, bars, emit
 
 if TYPE_CHECKING:
-    from gradatoms.gradients import HarvestPlan
+    from collections.abc import Callable
+
+    from gradatoms.gradients import HarvestPlan, HarvestReport
 
 
 def harvest(
@@ -64,12 +66,40 @@ def harvest(
         str | None, typer.Option(help="auto: spread the model over all devices of this process.")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what there is to do, and stop.")] = False,
+    space: Annotated[
+        str, typer.Option(help="activation, or weights: one row a document, the gradient of modules' weights.")
+    ] = "activation",
+    modules: Annotated[
+        str | None,
+        typer.Option(help="Weights: modules by glob or end of name, or all; default: LoRA's, else q_proj and v_proj."),
+    ] = None,
+    top_k_eigen: Annotated[int, typer.Option(help="Weights: components kept a module.")] = 50,
+    variance: Annotated[
+        float | None, typer.Option(help="Weights: of these, as many as have this share of the eigenvalues.")
+    ] = None,
+    projection: Annotated[str, typer.Option(help="Weights: eigen, or random.")] = "eigen",
+    eigenvalues: Annotated[str, typer.Option(help="Weights: kfac, or ekfac (fitted in a second pass).")] = "kfac",
+    fisher: Annotated[
+        str, typer.Option(help="Weights: targets sampled from the model, or the empirical ones.")
+    ] = "sampled",
+    curvature_examples: Annotated[int, typer.Option(help="Weights: documents that curvature is measured on.")] = 1000,
+    curvature: Annotated[
+        Path | None,
+        typer.Option(help="Weights: another store's curvature.safetensors, for rows in the same components."),
+    ] = None,
+    sketch: Annotated[
+        int, typer.Option(help="Weights: directions a side of the whole gradient's sketch; 0: none.")
+    ] = 16,
     json: Json = False,
 ) -> None:
-    """Stream the activation gradients of examples into a store; several processes, with torchrun or --shard, share one."""
+    """Stream the gradients of examples into a store; several processes, with torchrun or --shard, share one."""
+    from gradatoms.errors import ConfigError
     from gradatoms.examples import read_examples
     from gradatoms.gradients import HarvestConfig, Ranks, divide, parse_shard, plan_harvest
-    from gradatoms.gradients import harvest as run
+    from gradatoms.gradients import harvest as harvest_activations
+    from gradatoms.gradients.curvature import CurvatureConfig
+    from gradatoms.gradients.projection import ProjectionConfig
+    from gradatoms.gradients.weight_harvest import WeightConfig, harvest_weights
     from gradatoms.models import load_model, load_tokenizer
 
     config = HarvestConfig(
@@ -85,6 +115,8 @@ def harvest(
         unusable=unusable,
         nan=nan,
     )
+    if space not in ("activation", "weights"):
+        raise ConfigError(f"expected --space activation or weights, got {space!r}")
     part = None if shard is None else parse_shard(shard)
     ranks = Ranks.here()
     read = read_examples(
@@ -99,10 +131,24 @@ def harvest(
             divide(loaded, ranks)
             if second is not None:
                 divide(second, ranks)
+        run: Callable[..., HarvestReport] = harvest_activations
         if dry_run:
+            if space == "weights":
+                raise ConfigError(
+                    "expected no --dry-run with --space weights, whose curvature comes first; leave it out"
+                )
             plan = plan_harvest(loaded, read, out, config, resume=resume, reference=second, shard=part)
             emit(asdict(plan), _plan_text(plan), as_json=json)
             return
+        if space == "weights":
+            run = partial(
+                harvest_weights, curvature=curvature,
+                weights=WeightConfig(
+                    modules=tuple(m.strip() for m in (modules or "").split(",") if m.strip()), sketch=sketch,
+                    projection=ProjectionConfig(kind=projection, top_k=top_k_eigen, variance=variance),
+                    curvature=CurvatureConfig(eigenvalues=eigenvalues, fisher=fisher, examples=curvature_examples),
+                ),
+            )  # fmt: skip
         quiet = json or ranks.rank > 0
         with bars(hidden=ranks.rank > 0) as progress:
             planned = None if quiet else lambda plan: print(_plan_text(plan), file=sys.stderr)

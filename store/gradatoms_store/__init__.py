@@ -15,6 +15,7 @@ from gradatoms_store.reader import Store, open_store, store_info
 from gradatoms_store.schema import (
     ACTIVATION,
     SCHEMA_VERSION,
+    SKETCH,
     ExampleRecord,
     GradientBatch,
     GradientBlock,
@@ -28,6 +29,7 @@ from gradatoms_store.writer import StoreWriter, discard_empty
 __all__ = [
     "ACTIVATION",
     "SCHEMA_VERSION",
+    "SKETCH",
     "ExampleRecord",
     "GradientBatch",
     "GradientBlock",

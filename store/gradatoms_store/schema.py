@@ -33,6 +33,8 @@ FINGERPRINT_FIELDS = ("model", "hooks", "objective", "positions", "dtype", "spac
 
 ACTIVATION = ":activation"
 """End of the name of a hook that holds the activation h itself, at the same rows as the gradient beside it."""
+SKETCH = ":sketch"
+"""End of the name of a hook that holds a random projection of the whole gradients behind the rows beside it."""
 
 MAX_NAME_BYTES = 255
 MAX_NAMES_BYTES = 2**18

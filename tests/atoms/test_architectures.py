@@ -16,11 +16,15 @@ from gradatoms.errors import GradientError, HookError, ModelLoadError
 from gradatoms.examples import Example
 from gradatoms.gradients.batches import batched
 from gradatoms.gradients.harvest import harvest
-from gradatoms.gradients.reference import one_at_a_time
+from gradatoms.gradients.linear import find_linear, uncovered
+from gradatoms.gradients.projection import ProjectionConfig, random_projection
+from gradatoms.gradients.reference import one_at_a_time, weights_one_at_a_time
 from gradatoms.gradients.residual import ResidualGradients
 from gradatoms.gradients.rows import merge_rows
 from gradatoms.gradients.sequences import tokenize
 from gradatoms.gradients.task import HarvestConfig
+from gradatoms.gradients.tuning import choose
+from gradatoms.gradients.weights import WeightGradients
 from gradatoms.hooking import edit_site
 from gradatoms.models import KINDS, LoadedModel, wrap_model
 from gradatoms.steering import Positions, steer
@@ -251,3 +255,32 @@ def test_steered_generation_is_the_same_with_and_without_a_cache(model: LoadedMo
     assert found[0] == found[1] != plain
     assert (found[0][0] == plain[0]) or positions != "generated"
     assert generated(True) == plain and not any(m._forward_pre_hooks for m in model.model.modules())
+
+
+def test_weight_gradients_are_those_of_autograd(model: LoadedModel, examples: list[Example]) -> None:
+    """Of every linear module that sees each token once, whole, in one batch of all lengths."""
+    sites = find_linear(model, ["all"])
+    whole = random_projection(sites, ProjectionConfig(kind="random", top_k=10**8))
+    take = WeightGradients(model, sites, whole, sketch=0)
+    sequences = tokenize(model, examples)
+    branches = [one[0] for one in sequences]
+    choices = choose(
+        model,
+        branches,
+        branches,
+        lambda *_: take,
+        dtype="float32",
+        batch_tokens=4096,
+        padding="auto",
+        share_prefixes=False,
+    )
+    got = take(choices.batch(branches, model.device)).gradients["weights"]
+    found = weights_one_at_a_time(model, sequences, sites)
+    expected = np.stack([np.concatenate([g.numpy().ravel() for g in gradients]) for gradients in found])
+    error = np.linalg.norm(got - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert len(sites) >= 4 and error.max() < 1e-3, error
+    skipped = [item for item in uncovered(model, sites) if len(item.shape) > 1 and "embedding" not in item.reason]
+    experts = {"mixtral": ("experts", "gate.weight"), "mamba": ("dt_proj", "A_log", "conv1d")}.get(
+        model.fingerprint.name, ()
+    )
+    assert all(any(part in item.name for part in experts) for item in skipped), skipped

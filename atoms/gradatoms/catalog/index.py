@@ -27,9 +27,9 @@ from jaxtyping import Int
 from gradatoms.catalog.layout import flat
 from gradatoms.catalog.pages import close_atoms, every_page
 from gradatoms.dictionary.base import Atoms
-from gradatoms.dictionary.files import save_whole
 from gradatoms.dictionary.provenance import folder_of
 from gradatoms.errors import ConfigError
+from gradatoms.files import save_whole
 from gradatoms.progress import Progress, silent
 
 _log = logging.getLogger(__name__)

@@ -15,13 +15,13 @@ from jaxtyping import Float
 
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.coding import Codes, GatedCoder, ThresholdCoder, TopKCoder
-from gradatoms.dictionary.files import write_json
 from gradatoms.dictionary.interop import UNIT
 from gradatoms.dictionary.io import load_atoms, save_atoms
 from gradatoms.dictionary.neuronpedia import export_neuronpedia
 from gradatoms.dictionary.pushes import Pushes
 from gradatoms.dictionary.vectors import export_gguf, export_vector
 from gradatoms.errors import ConfigError, OutputExistsError
+from gradatoms.files import write_json
 from gradatoms_store import open_store
 
 RIDGE = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)

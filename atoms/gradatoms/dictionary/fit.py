@@ -21,7 +21,6 @@ import numpy as np
 
 from gradatoms.dictionary.base import Atoms, FitConfig
 from gradatoms.dictionary.coding import Codes
-from gradatoms.dictionary.files import write_json
 from gradatoms.dictionary.io import load_atoms, save_atoms, save_codes
 from gradatoms.dictionary.log import Logs
 from gradatoms.dictionary.metrics import Evaluation, coherences, evaluate, hook_in
@@ -31,6 +30,8 @@ from gradatoms.dictionary.reduce import Reduce
 from gradatoms.dictionary.stability import Stability, check
 from gradatoms.dictionary.training import Checkpoints, Log, train
 from gradatoms.errors import AtomsFormatError, ConfigError, OutputExistsError
+from gradatoms.files import write_json
+from gradatoms.gradients.projection import FILE as PROJECTION
 from gradatoms.gradients.ranks import Ranks
 from gradatoms.gradients.stream import GradientStream
 from gradatoms.metric import peak_memory_bytes
@@ -170,6 +171,8 @@ def fit_store(
         save_atoms(atoms, partial)
         save_codes(partial / "codes.h5", _coded(atoms, store), len(atoms))
         write_json(partial / "metrics.json", report.to_dict())
+        if store.header.space == "weights" and (Path(paths[0]) / PROJECTION).exists():
+            shutil.copyfile(Path(paths[0]) / PROJECTION, partial / PROJECTION)
         for leftover in ("fits", "fit.json"):
             shutil.rmtree(partial / leftover) if leftover == "fits" else (partial / leftover).unlink()
         partial.rename(out)

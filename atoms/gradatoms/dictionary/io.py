@@ -30,8 +30,8 @@ from gradatoms.dictionary.coding import (
     ThresholdCoder,
     TopKCoder,
 )
-from gradatoms.dictionary.files import save_whole, write_json
 from gradatoms.errors import AtomsFormatError
+from gradatoms.files import save_whole, write_json
 
 FORMAT_VERSION = 2
 """2: the coder is named in cfg.json's metadata; folders of version 1 (lasso and topk only) are read."""

@@ -25,7 +25,7 @@ from gradatoms.errors import ConfigError
 from gradatoms.metric import Metric
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress, silent
-from gradatoms_store import Store
+from gradatoms_store import SKETCH, Store
 
 TOP = 20
 """Top examples of an atom that coherence and purity look at."""
@@ -51,6 +51,8 @@ class AtomScore:
     """The same over its rows of the other sign, where codes are signed."""
     duplicate_of: int | None = None
     """An atom before it with a cosine above ``DUPLICATE``."""
+    raw_coherence: float | None = None
+    """Of weight gradients: mean pairwise cosine of the whole raw gradients of the same top rows, from their sketches."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,15 @@ def evaluate(
         value=mean(scored), null=mean(random_coherences), unit="cosine", better="higher", n=len(scored),
         note=f"atoms with at least {LEAST} active held-out rows; null: random sets",
     )  # fmt: skip
+    raw = _raw_rows(store, pushes)
+    raw_scores: list[float | None] = [None] * len(atoms)
+    if raw is not None:
+        raw_scores = [_coherence(raw[sides[0]]) if len(sides[0]) >= LEAST else None for sides in tops]
+        kept = [c for c in raw_scores if c is not None]
+        found["raw_coherence"] = Metric(
+            value=mean(kept), null=mean([_coherence(raw[s]) for s in random_sets]), unit="cosine", better="higher", n=len(kept),
+            note="of whole gradients of the weights, from random projections of them; null: random sets",
+        )  # fmt: skip
     concepts = _concepts(store, rows)
     if concepts is not None:
         half = example_mask(store, lambda e: e.held_out(0.5, split["seed"] + 1))[rows]
@@ -132,7 +143,7 @@ def evaluate(
     report = [
         AtomScore(
             a, float(density[a]), main[a], s, verdict(main[a], s, bars, bar),
-            scores[a][1] if atoms.coder.signed else None, twins.get(a),
+            scores[a][1] if atoms.coder.signed else None, twins.get(a), raw_scores[a],
         )
         for a, s in enumerate([None] * len(atoms) if stability is None else [float(s) for s in stability.atoms])
     ]  # fmt: skip
@@ -252,6 +263,15 @@ def _tops(codes: Codes) -> list[list[Int[np.ndarray, " _"]]]:
         for a in range(codes.shape[1])
     ]
     return [sorted(pair, key=len, reverse=True) for pair in sides]
+
+
+def _raw_rows(store: Store, pushes: Pushes) -> Float[np.ndarray, "N P"] | None:
+    """Unit sketches of the same rows' whole gradients, where the store has them."""
+    name = pushes.hook + SKETCH
+    if name not in store.hooks:
+        return None
+    parts = [b.gradients for b in store.batches(name, 2048, rows=pushes.rows, fields=())]
+    return np.concatenate(parts)
 
 
 def _main(sides: Sequence[float | None]) -> float | None:

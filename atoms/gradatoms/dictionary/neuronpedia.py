@@ -14,9 +14,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from gradatoms.dictionary.base import Atoms
-from gradatoms.dictionary.files import save_whole
 from gradatoms.dictionary.vectors import about, kept_evidence, layer_of, model_name, new_file
 from gradatoms.errors import ConfigError
+from gradatoms.files import save_whole
 from gradatoms.labels.evidence import Evidence, Shown
 from gradatoms.labels.label import Label, load_labels
 from gradatoms.models import load_tokenizer

@@ -12,7 +12,7 @@ from gradatoms.errors import ConfigError
 from gradatoms.examples import Example
 from gradatoms.gradients.stream import GradientStream
 from gradatoms.gradients.task import example_of
-from gradatoms_store import ACTIVATION, GradientBatch, Store
+from gradatoms_store import ACTIVATION, SKETCH, GradientBatch, Store
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _by_concept(store: Store, rows: Int[np.ndarray, " R"]) -> Float[np.ndarray, 
 
 
 def _only_hook(store: Store) -> str:
-    hooks = [name for name in store.hooks if not name.endswith(ACTIVATION)]
+    hooks = [name for name in store.hooks if not name.endswith((ACTIVATION, SKETCH))]
     if len(hooks) != 1:
         raise ConfigError(f"expected --hook, the store has {len(hooks)} of gradients: {', '.join(hooks)}")
     return hooks[0]

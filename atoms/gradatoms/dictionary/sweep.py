@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradatoms.dictionary.files import write_json
 from gradatoms.dictionary.fit import evaluate_folder, fit_store, kept_metrics
 from gradatoms.dictionary.io import load_atoms
 from gradatoms.dictionary.provenance import load_model_of
 from gradatoms.dictionary.registry import make_config
 from gradatoms.errors import ConfigError, ModelLoadError
+from gradatoms.files import write_json
 from gradatoms.models import LoadedModel
 from gradatoms.plots import plot_sweep
 from gradatoms.progress import Progress, silent

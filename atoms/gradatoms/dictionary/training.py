@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gradatoms.dictionary.base import Atoms, FitConfig, Learner, Solution
-from gradatoms.dictionary.files import save_whole
 from gradatoms.dictionary.pushes import PushBatch, Pushes
 from gradatoms.dictionary.reduce import Reduce
 from gradatoms.errors import ConfigError
+from gradatoms.files import save_whole
 from gradatoms.progress import Progress, silent
 
 Log = Callable[[dict[str, Any]], None]

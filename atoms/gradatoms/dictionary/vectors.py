@@ -18,10 +18,10 @@ from gguf import GGUFWriter
 from safetensors.numpy import save_file
 
 from gradatoms.dictionary.base import Atoms
-from gradatoms.dictionary.files import save_whole
 from gradatoms.dictionary.io import SIGN
 from gradatoms.dictionary.provenance import store_of
 from gradatoms.errors import ConfigError, GradAtomsError, OutputExistsError
+from gradatoms.files import save_whole
 from gradatoms.labels.evidence import Evidence
 from gradatoms.labels.label import load_labels
 from gradatoms.labels.storage import load_evidence

@@ -18,6 +18,7 @@ from gradatoms.gradients.sequences import TokenSequence
 from gradatoms.gradients.skipped import Skipped, counted, list_skipped
 from gradatoms.gradients.task import HarvestConfig, HarvestTask, record_of
 from gradatoms.gradients.tuning import Choices, Fidelity, free_memory, is_out_of_memory
+from gradatoms.gradients.weights import Weights
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress, silent
 from gradatoms_store import (
@@ -68,6 +69,7 @@ def harvest(
     *,
     resume: bool = False,
     reference: LoadedModel | None = None,
+    weights: Weights | None = None,
     shard: tuple[int, int] | None = None,
     ranks: Ranks | None = None,
     progress: Progress = silent,
@@ -80,6 +82,8 @@ def harvest(
         resume: go on with an existing store of the same model, examples and settings, also while other processes do;
             each unit is harvested by one. Without it an existing path is refused.
         reference: the second model, whose next-token distribution objective ``kl`` asks for.
+        weights: take gradients of these modules' weights, one row a document, in place of activation gradients
+            (``weight_harvest.harvest_weights`` makes them).
         shard: (i, n): harvest only the i-th of n parts, into a store that the jobs of an array share; a store that is
             there is gone on with.
         ranks: this process among those of ``torchrun``; by default what the environment says.
@@ -93,7 +97,7 @@ def harvest(
             call created goes too, if it is still empty.
     """
     out, ranks = Path(out), ranks or Ranks.here()
-    task = HarvestTask.of(loaded, examples, config, reference, ranks)
+    task = HarvestTask.of(loaded, examples, config, reference, ranks, weights)
     fresh = not out.exists()
     with ExitStack() as stack:
         stack.enter_context(ranks.group())
@@ -115,6 +119,7 @@ def plan_harvest(
     *,
     resume: bool = False,
     reference: LoadedModel | None = None,
+    weights: Weights | None = None,
     shard: tuple[int, int] | None = None,
 ) -> HarvestPlan:
     """What ``harvest`` with these arguments has to do; writes nothing.
@@ -123,7 +128,7 @@ def plan_harvest(
         OutputExistsError, StoreMismatchError, ExampleError, GradientError: as for ``harvest``.
     """
     out = Path(out)
-    task = HarvestTask.of(loaded, examples, config, reference)
+    task = HarvestTask.of(loaded, examples, config, reference, weights=weights)
     done: frozenset[int] = frozenset()
     if out.exists():
         if not resume and shard is None:
@@ -252,7 +257,7 @@ class _Harvest:
             list_skipped(self.out, dropped)
             self.dropped += dropped
         else:
-            block = no_rows(task.hooks, activations=task.config.activations)
+            block = no_rows(task.header.hooks)
         self.rows += len(block.example)
         self.writer.append(unit, block, [record_of(i, task.examples[i]) for i in task.units[unit]])
 

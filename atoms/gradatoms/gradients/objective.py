@@ -67,6 +67,20 @@ class Projection:
         bias = None if self.bias is None else self.bias[low:high]
         return F.linear(h_PD.to(self.weight.dtype), self.weight[low:high], bias).float() * self.scale
 
+    @torch.no_grad()
+    def sample(self, h_PD: Float[torch.Tensor, "P D"], generator: torch.Generator) -> Int[torch.Tensor, " P"]:
+        """A token for each position, drawn from softmax(z): the largest of z plus Gumbel noise, a piece at a time."""
+        best = torch.full((len(h_PD),), -torch.inf, device=h_PD.device)
+        token = torch.zeros(len(h_PD), dtype=torch.long, device=h_PD.device)
+        step = self.step(len(h_PD))
+        for low in self.steps(len(h_PD)):
+            z = self.logits(h_PD, low, low + step)
+            noise = torch.empty_like(z).exponential_(generator=generator).log_().neg_()
+            value, index = (z + noise).max(dim=1)
+            token = torch.where(value > best, index + low, token)
+            best = torch.maximum(best, value)
+        return token
+
     def steps(self, positions: int) -> range:
         """Starts of the pieces of the vocabulary."""
         return range(0, len(self.weight), self.step(positions))

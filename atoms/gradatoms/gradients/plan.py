@@ -66,7 +66,7 @@ def make_plan(
         rate, _ = speed_within_memory(take, branches[start : start + PROBE_SEQUENCES], probe)
         seconds = tokens / rate
     return HarvestPlan(
-        hooks=tuple(hook.name for hook in take.hooks),
+        hooks=tuple(hook.name for hook in header.hooks),
         examples=len(examples),
         tokens=tokens,
         rows=rows,

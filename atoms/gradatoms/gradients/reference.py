@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from transformers.pytorch_utils import Conv1D
 
+from gradatoms.gradients.linear import LinearSite
 from gradatoms.gradients.sequences import TokenSequence
 from gradatoms.hooking import edit_site
 from gradatoms.models import HookSite, LoadedModel
@@ -70,3 +72,33 @@ def _one(
     gradient = kept[0].grad
     assert gradient is not None
     return {position: gradient[0, position].float().cpu().numpy() for position in sequence.rows}
+
+
+def weights_one_at_a_time(
+    loaded: LoadedModel, sequences: Sequence[Sequence[TokenSequence]], sites: Sequence[LinearSite]
+) -> Iterator[list[Float[torch.Tensor, "O I"]]]:
+    """The whole ∂J/∂W of each module, one example after another, by ``backward``: the published way of per-document gradients."""
+    loaded.model.requires_grad_(False)
+    parameters = [site.module.weight for site in sites]
+    for parameter in parameters:
+        assert isinstance(parameter, torch.Tensor)
+        parameter.requires_grad_(True)
+    try:
+        for branches in sequences:
+            loaded.model.zero_grad(set_to_none=True)
+            for branch in branches:
+                ids = torch.tensor([branch.ids], device=loaded.device)
+                with torch.enable_grad():
+                    logits = loaded.model(input_ids=ids, use_cache=False).logits[0].float()
+                    values = logits if branch.logit else logits.log_softmax(-1)
+                    at, token, weight = (list(column) for column in zip(*branch.terms, strict=True))
+                    (-torch.tensor(weight, device=values.device) * values[at, token]).sum().backward()
+            found: list[torch.Tensor] = []
+            for site, parameter in zip(sites, parameters, strict=True):
+                gradient = parameter.grad
+                assert isinstance(gradient, torch.Tensor)
+                found.append((gradient.T if isinstance(site.module, Conv1D) else gradient).float())
+            yield found
+    finally:
+        loaded.model.requires_grad_(False)
+        loaded.model.zero_grad(set_to_none=True)

@@ -12,8 +12,7 @@ from gradatoms.examples import Example
 from gradatoms.gradients.residual import BatchGradients
 from gradatoms.gradients.sequences import TokenSequence
 from gradatoms.gradients.skipped import Skipped
-from gradatoms.models import HookSite
-from gradatoms_store import ACTIVATION, GradientBlock
+from gradatoms_store import ACTIVATION, GradientBlock, HookSpec
 
 
 def merge_rows(found: Sequence[BatchGradients], sequences: Sequence[Sequence[TokenSequence]]) -> GradientBlock:
@@ -64,13 +63,11 @@ def merge_rows(found: Sequence[BatchGradients], sequences: Sequence[Sequence[Tok
     )
 
 
-def no_rows(hooks: Sequence[HookSite], *, activations: bool) -> GradientBlock:
+def no_rows(hooks: Sequence[HookSpec]) -> GradientBlock:
     """The block of a unit without a usable example."""
-    names = [h.name for h in hooks] + ([h.name + ACTIVATION for h in hooks] if activations else [])
-    widths = [h.d for h in hooks] * (2 if activations else 1)
     none = np.zeros(0, dtype=np.int32)
     return GradientBlock(
-        gradients={name: np.zeros((0, d), np.float32) for name, d in zip(names, widths, strict=True)},
+        gradients={hook.name: np.zeros((0, hook.d), np.float32) for hook in hooks},
         example=none.astype(np.int64),
         position=none,
         token=none,

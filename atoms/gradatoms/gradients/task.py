@@ -20,6 +20,7 @@ from gradatoms.gradients.rows import merge_rows
 from gradatoms.gradients.sequences import OBJECTIVES, POSITIONS, TokenSequence, Unusable, tokenize_usable
 from gradatoms.gradients.skipped import counted
 from gradatoms.gradients.tuning import Choices, choose
+from gradatoms.gradients.weights import DOCUMENT, Weights
 from gradatoms.models import HookSite, LoadedModel
 from gradatoms_store import ACTIVATION, ExampleRecord, GradientBlock, HookSpec, Store, StoreHeader
 
@@ -82,8 +83,10 @@ class HarvestTask:
     examples: Sequence[Example]
     config: HarvestConfig
     reference: LoadedModel | None
+    weights: Weights | None
     ranks: Ranks
     hooks: list[HookSite]
+    """Where activation gradients are taken; none of weights."""
     sequences: list[list[TokenSequence]]
     unusable: list[Unusable]
     units: list[range]
@@ -97,6 +100,7 @@ class HarvestTask:
         config: HarvestConfig,
         reference: LoadedModel | None,
         ranks: Ranks | None = None,
+        weights: Weights | None = None,
     ) -> HarvestTask:
         """Tokenise, and check what can be checked before work.
 
@@ -107,7 +111,15 @@ class HarvestTask:
             raise ConfigError(
                 f"expected objective kl with a second model, got {config.objective}; leave one of them out"
             )
-        config = replace(config, hooks=config.hooks or (loaded.default_hook(),))
+        if weights is None:
+            config = replace(config, hooks=config.hooks or (loaded.default_hook(),))
+        elif config.hooks or config.activations or config.positions != "last" or (ranks is not None and ranks.together):
+            raise ConfigError(
+                "expected no hooks, positions or activations with gradients of weights, and the model whole, got one of them; "
+                "leave them out"
+            )
+        else:
+            config = replace(config, share_prefixes=False)
         hooks = loaded.find_hooks(config.hooks)
         sequences, unusable = tokenize_usable(
             loaded,
@@ -122,14 +134,19 @@ class HarvestTask:
             raise ExampleError(f"example {first.example + 1} {first.detail}{others}")
         n, step = len(examples), config.unit_examples
         units = [range(start, min(start + step, n)) for start in range(0, n, step)]
-        header = _header(loaded, examples, config, hooks, len(units), reference)
-        return cls(loaded, examples, config, reference, ranks or Ranks(), hooks, sequences, unusable, units, header)
+        header = _header(loaded, examples, config, hooks, len(units), reference, weights)
+        return cls(
+            loaded, examples, config, reference, weights, ranks or Ranks(), hooks, sequences, unusable, units, header
+        )
 
     def make(self, choices: Choices) -> ResidualGradients:
         """What takes gradients, as chosen."""
         return self._make(choices.dtype, choices.attention)
 
     def _make(self, dtype: str, attention: Sequence[tuple[int, str]]) -> ResidualGradients:
+        if self.weights is not None:
+            autocast = torch.bfloat16 if dtype == "bfloat16" else None
+            return self.weights.taker(self.loaded, autocast=autocast, reference=self.reference, attention=attention)
         return ResidualGradients(
             self.loaded,
             self.hooks,
@@ -185,21 +202,24 @@ def _header(
     hooks: Sequence[HookSite],
     n_units: int,
     reference: LoadedModel | None,
+    weights: Weights | None,
 ) -> StoreHeader:
     digest = hashlib.sha256(f"{config.unit_examples}".encode())
     for e in examples:
         line: list[object] = [e.prompt, e.target, e.foil, e.concept, sorted(e.meta.items())]
         line += [e.extras()] if e.extras() else []
         digest.update(json.dumps(line, ensure_ascii=False).encode())
+    specs = [
+        HookSpec(name=h.name + end, hf_name=h.hf_name + end, d=h.d)
+        for end in ("", ACTIVATION)[: 1 + config.activations]
+        for h in hooks
+    ]
     return StoreHeader(
         model=loaded.fingerprint.to_dict(),
-        hooks=tuple(
-            HookSpec(name=h.name + end, hf_name=h.hf_name + end, d=h.d)
-            for end in ("", ACTIVATION)[: 1 + config.activations]
-            for h in hooks
-        ),
+        hooks=tuple(specs if weights is None else weights.specs()),
+        space="activation" if weights is None else "weights",
         objective=config.objective if reference is None else f"kl:{reference.fingerprint.sha}",
-        positions=config.positions,
+        positions=config.positions if weights is None else DOCUMENT,
         dtype=config.store_dtype,
         plan=digest.hexdigest(),
         n_units=n_units,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from gradatoms.dictionary.base import Atoms
-from gradatoms.dictionary.files import write_json
 from gradatoms.dictionary.provenance import folder_of
 from gradatoms.errors import AtomsFormatError
+from gradatoms.files import write_json
 from gradatoms.labels.evidence import Trials
 from gradatoms.labels.judges import EmbeddingJudge, Judge
 from gradatoms.labels.label import NULL, Label, label_texts, load_labels

@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-from gradatoms.dictionary.files import save_whole
 from gradatoms.errors import AtomsFormatError
+from gradatoms.files import save_whole
 from gradatoms.labels import evidence as records
 from gradatoms.labels.evidence import Evidence, Trials
 
