@@ -23,9 +23,9 @@ from gradatoms.dictionary.online import OnlineConfig
 from gradatoms.examples import Example, read_examples
 from gradatoms.gradients.harvest import harvest
 from gradatoms.gradients.task import HarvestConfig
-from gradatoms.labels.gather import EvidenceConfig
 from gradatoms.labels.label import Label, append_results
 from gradatoms.labels.labeler import label_atoms
+from gradatoms.labels.measuring import EvidenceConfig
 from gradatoms.labels.rule import RuleTeacher
 from gradatoms.models import load_model
 

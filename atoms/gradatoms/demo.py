@@ -29,10 +29,10 @@ from gradatoms.gradients.reference import one_at_a_time
 from gradatoms.gradients.sequences import tokenize
 from gradatoms.gradients.task import HarvestConfig
 from gradatoms.hooking import has_bfloat16
-from gradatoms.labels.gather import EvidenceConfig
 from gradatoms.labels.judges import EmbeddingJudge
 from gradatoms.labels.label import label_texts, load_labels
 from gradatoms.labels.labeler import label_atoms
+from gradatoms.labels.measuring import EvidenceConfig
 from gradatoms.labels.rule import RuleTeacher
 from gradatoms.labels.scored import score_folder
 from gradatoms.metric import Metric, peak_memory_bytes

@@ -141,7 +141,7 @@ def lookahead(
     """
     n, device = len(directions), loaded.device
     unit, strength = torch.as_tensor(directions, device=device), per_direction(alpha, n, device)
-    sums = _Sums(n, loaded.fingerprint.vocab_size, device)
+    sums = ShiftSums(n, loaded.fingerprint.vocab_size, device)
     done = 0
     for group in grouped(loaded, hook, contexts, pairs):
         for rows, chosen in group.parts():
@@ -152,7 +152,7 @@ def lookahead(
     return sums.mean()
 
 
-class _Sums:
+class ShiftSums:
     """Sums over contexts of what ``Shift`` holds the means of."""
 
     def __init__(self, n: int, vocabulary: int, device: torch.device) -> None:

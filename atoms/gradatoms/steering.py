@@ -17,7 +17,7 @@ generation, with the key-value cache or without it, padded on either side:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -344,9 +344,13 @@ class Meter:
 
     def each(self, what: Steering) -> Float[np.ndarray, " n"]:
         """The effect of a steering on each prompt, nats a token."""
+        return self.under(lambda width: applied(self._loaded, what, prompt=width))
+
+    def under(self, change: Callable[[int], AbstractContextManager[None]]) -> Float[np.ndarray, " n"]:
+        """The effect of whatever ``change(tokens of the prompt)`` does to the model while open, on each prompt, nats a token."""
         found = np.zeros(sum(len(part.members) for part in self._parts))
         for part in self._parts:
-            with applied(self._loaded, what, prompt=part.width):
+            with change(part.width):
                 steered = self._run(part.whole)
             found[part.members] = _divergence(part.plain, steered)
         return found

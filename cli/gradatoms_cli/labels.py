@@ -61,7 +61,7 @@ def label(
     from gradatoms.dictionary.io import load_atoms
     from gradatoms.dictionary.provenance import load_model_of
     from gradatoms.labels import labeler
-    from gradatoms.labels.gather import EvidenceConfig
+    from gradatoms.labels.measuring import EvidenceConfig
     from gradatoms.labels.teacher import make_teacher
 
     atoms = load_atoms(folder)

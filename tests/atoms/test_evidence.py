@@ -20,7 +20,8 @@ from gradatoms.gradients.harvest import harvest
 from gradatoms.gradients.task import HarvestConfig
 from gradatoms.labels import gather as gathering
 from gradatoms.labels.evidence import Evidence, Shown, Trial, Trials
-from gradatoms.labels.gather import EvidenceConfig, gather
+from gradatoms.labels.gather import gather
+from gradatoms.labels.measuring import EvidenceConfig
 from gradatoms.labels.places import Places
 from gradatoms.labels.storage import Gathered, load_evidence, save_evidence
 from gradatoms.lookahead import lookahead

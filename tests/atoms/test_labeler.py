@@ -19,7 +19,6 @@ from gradatoms.examples import read_examples
 from gradatoms.gradients.harvest import harvest
 from gradatoms.gradients.task import HarvestConfig
 from gradatoms.labels.evidence import Evidence
-from gradatoms.labels.gather import EvidenceConfig
 from gradatoms.labels.label import (
     HUMAN,
     NULL,
@@ -33,6 +32,7 @@ from gradatoms.labels.label import (
 )
 from gradatoms.labels.labeler import as_variant, ensure_evidence, estimate, label_atoms, label_best, set_label
 from gradatoms.labels.likelihood import LikelihoodJudge
+from gradatoms.labels.measuring import EvidenceConfig
 from gradatoms.labels.rule import RuleTeacher
 from gradatoms.labels.scored import kept_scores, score_folder
 from gradatoms.labels.teacher import Teacher

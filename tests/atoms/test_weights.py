@@ -133,26 +133,15 @@ def test_modules_are_named_and_what_is_left_out_is_listed(tiny: LoadedModel) -> 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_an_adapter_is_what_is_taken_where_there_is_one(
-    tiny_folder: Path, tmp_path: Path, examples: list[Example]
+    tiny_folder: Path, adapter_folder: Path, examples: list[Example]
 ) -> None:
-    loaded = load_model(str(tiny_folder), adapter=str(saved_adapter(tiny_folder, tmp_path)), device="cpu")
+    loaded = load_model(str(tiny_folder), adapter=str(adapter_folder), device="cpu")
     sites = find_linear(loaded)
     assert len(sites) == 16 and {s.name.split(".")[-2] for s in sites} == {"lora_A", "lora_B"}
     assert {min(s.d_in, s.d_out) for s in sites} == {3}
     take = WeightGradients(loaded, sites, random_projection(sites, WHOLE), sketch=0)
     got = take(pad([one[0] for one in tokenize(loaded, examples)], loaded.device)).gradients[HOOK]
     np.testing.assert_allclose(got, whole_rows(loaded, examples, sites), rtol=1e-3, atol=1e-4 * np.abs(got).max())
-
-
-def saved_adapter(base: Path, where: Path) -> Path:
-    """A LoRA of rank 3 on the query and value projections, with random weights."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(where / "adapter")
-    return where / "adapter"
 
 
 # Curvature

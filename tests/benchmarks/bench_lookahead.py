@@ -18,7 +18,8 @@ from gradatoms.examples import read_examples
 from gradatoms.gradients.harvest import harvest
 from gradatoms.gradients.task import HarvestConfig
 from gradatoms.hooking import edit_site, fast_math
-from gradatoms.labels.gather import EvidenceConfig, gather
+from gradatoms.labels.gather import gather
+from gradatoms.labels.measuring import EvidenceConfig
 from gradatoms.lookahead import lookahead
 from gradatoms.models import SMOLLM2_INSTALL, SMOLLM2_PACKAGE, LoadedModel, load_model
 from gradatoms_store import open_store

@@ -173,6 +173,11 @@ class Atoms:
     path: Path | None = None
     """Its folder, once saved."""
 
+    @property
+    def space(self) -> str:
+        """``activation``, or ``weights``: what the gradients are by."""
+        return str(self.config.get("space", "activation"))
+
     def __len__(self) -> int:
         return len(self.W_dec)
 

@@ -120,6 +120,7 @@ def fit_store(
         "model": dict(store.header.model),
         "store": {"path": str(Path(paths[0]).resolve()), "fingerprint": store.fingerprint, "rows": store.n_rows},
         "hook": pushes.hook,
+        "space": store.header.space,
         "fit": config.to_dict(),
         "holdout": {"fraction": holdout, "seed": holdout_seed},
     }

@@ -62,7 +62,7 @@ def save_atoms(atoms: Atoms, path: str | Path) -> Atoms:
         "sae_lens_version": SAELENS_FORMAT,
         "hook_name": atoms.hook,
         "model_name": atoms.config.get("model", {}).get("name"),
-        "input_kind": "activation_gradient",
+        "input_kind": "weight_gradient" if atoms.space == "weights" else "activation_gradient",
         "sign_convention": SIGN,
         "codes": "signed" if atoms.coder.signed else "non-negative",
     }

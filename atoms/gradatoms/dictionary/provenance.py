@@ -85,6 +85,7 @@ def load_model_of(atoms: Atoms, name: str | None = None) -> LoadedModel:
         raise AtomsFormatError(
             "expected atoms that know their model, these were fitted on an array; name the model with --model"
         )
-    loaded = load_model(str(name or recorded))
+    base, _, adapter = str(name or recorded).partition(" + ")  # as ``load_model`` names a model with an adapter
+    loaded = load_model(base, adapter=adapter or None)
     require_same_model(atoms, loaded)
     return loaded

@@ -135,7 +135,7 @@ def flat(
         shift_B=torch.tensor(shift_B, device=device),
         at_seq_P=at_seq,
         at_col_P=at_col,
-        matched_P=torch.tensor([int(place in matched) for place in places], device=device),
+        matched_P=torch.tensor([int(place in matched) for place in places], dtype=torch.long, device=device),
         term_at_T=term_at.long(),
         term_token_T=term_token.long(),
         term_weight_T=term_weight.float(),

@@ -15,20 +15,23 @@ Legend: B documents, L lines, S tokens, R rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 
 from gradatoms.errors import ConfigError
-from gradatoms.gradients.batches import TokenBatch
-from gradatoms.gradients.linear import LinearSite
+from gradatoms.examples import Example
+from gradatoms.gradients.batches import TokenBatch, by_budget, pad
+from gradatoms.gradients.linear import LinearSite, linear_sites
 from gradatoms.gradients.passes import WatchedPass
 from gradatoms.gradients.projection import ModuleProjection, Projection, signs
 from gradatoms.gradients.residual import BatchGradients
+from gradatoms.gradients.sequences import tokenize_usable
 from gradatoms.models import LoadedModel
 from gradatoms_store import SKETCH, HookSpec
 
@@ -152,3 +155,39 @@ def row_specs(sites: Sequence[LinearSite], projection: Projection, sketch: int) 
             HookSpec(name=HOOK + SKETCH, hf_name=f"{len(sites)} modules, {sketch} random directions a side", d=width)
         )
     return found
+
+
+def document_rows(
+    loaded: LoadedModel,
+    projection: Projection,
+    examples: Sequence[Example],
+    objective: str = "nll",
+    *,
+    batch_tokens: int = 2048,
+) -> Iterator[tuple[Int[np.ndarray, " B"], Float[np.ndarray, "B D"]]]:
+    """Rows of documents that are in no store, in the components of one: numbers among ``examples``, and gradients (not pushes).
+
+    Documents that cannot be used are left out.
+    """
+    known = linear_sites(loaded)
+    missing = [m.name for m in projection.modules if m.name not in known]
+    if missing:
+        raise ConfigError(
+            f"expected {loaded.fingerprint.name} to have {missing[0]}, it has not; load the model of these rows"
+        )
+    take = WeightGradients(loaded, [known[m.name] for m in projection.modules], projection, sketch=0)
+    if not examples:
+        return
+    sequences, _ = tokenize_usable(loaded, examples, objective=objective)
+    branches = [branch for one in sequences for branch in one]
+    whole = [len(one) for one in sequences]
+    held: dict[int, list[np.ndarray]] = {}
+    for group in by_budget(branches, batch_tokens):
+        found = take(pad(group, loaded.device))
+        ready = []
+        for example, row in zip(found.example.tolist(), found.gradients[HOOK], strict=True):
+            held.setdefault(example, []).append(row)
+            if len(held[example]) == whole[example]:
+                ready.append(example)
+        if ready:
+            yield np.asarray(ready, np.int64), np.stack([np.sum(held.pop(e), axis=0) for e in ready])

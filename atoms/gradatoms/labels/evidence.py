@@ -44,10 +44,10 @@ NOTHING_MOVED = Moved(kl=0.0, entropy=0.0, promoted=(), demoted=(), promoted_rat
 
 @dataclass(frozen=True, kw_only=True)
 class Injected:
-    """The lookahead of one atom: h ← h ± α‖h‖·atom at the last token of contexts."""
+    """The lookahead of one atom: h ← h ± α‖h‖·atom at the last token of contexts, or θ ← θ ± α‖W‖·step."""
 
     alpha: float
-    """Strength, in units of ‖h‖."""
+    """Strength, in units of ‖h‖ (of weights, of ‖W‖)."""
     active: Moved
     """+atom, in contexts where the atom is most active."""
     inactive: Moved
@@ -64,9 +64,9 @@ class Injected:
     """The same on examples it is not active on."""
     own_gain_minus: float | None
     other_gain_minus: float | None
-    linear_cosine: float
-    """Cosine of the measured change of log-probabilities (active contexts, α) with the linear prediction."""
-    linear_cosine_small: float
+    linear_cosine: float | None
+    """Cosine of the measured change of log-probabilities (active contexts, α) with the linear prediction; None of weights."""
+    linear_cosine_small: float | None
     """The same at α/20: a check, near 1."""
 
 
@@ -149,8 +149,8 @@ class Foretold:
     """In-context lookahead."""
     inactive: float
     neutral: float
-    lens: float
-    """Logit lens, as the change p · (lens − E_p[lens]) that it means to first order."""
+    lens: float | None
+    """Logit lens, as the change p · (lens − E_p[lens]) that it means to first order; None of weights, which have none."""
     null: float
     """In-context lookahead of another atom."""
 

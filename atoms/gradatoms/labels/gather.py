@@ -11,20 +11,18 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from gradatoms.calibration import calibrate_all, linear
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.coding import Codes
 from gradatoms.dictionary.fit import kept_metrics
 from gradatoms.dictionary.pushes import held_out_mask
 from gradatoms.errors import ConfigError
-from gradatoms.hooking import fast_math
 from gradatoms.labels.evidence import (
     NOTHING_MOVED,
     Evidence,
@@ -36,6 +34,7 @@ from gradatoms.labels.evidence import (
     Trial,
     Trials,
 )
+from gradatoms.labels.measuring import EvidenceConfig, Lookahead, cosine
 from gradatoms.labels.negatives import Negatives
 from gradatoms.labels.places import Places
 from gradatoms.labels.selection import (
@@ -48,36 +47,13 @@ from gradatoms.labels.selection import (
     select_random,
 )
 from gradatoms.labels.storage import Gathered, load_evidence, save_evidence
-from gradatoms.lookahead import NEUTRAL, Ranking, Shift, logit_lens, lookahead, stepped
+from gradatoms.labels.weight_measuring import WeightLookahead
+from gradatoms.lookahead import NEUTRAL, Ranking, Shift
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress, silent
 from gradatoms_store import Store
 
-
-@dataclass(frozen=True, kw_only=True)
-class EvidenceConfig:
-    """How evidence is gathered."""
-
-    kl: float = 0.5
-    """What an injection may change: mean KL(plain ‖ steered) of the next token in the atom's own contexts, nats."""
-    contexts: int = 4
-    """Contexts of each kind that an atom is injected into."""
-    tokens: int = 20
-    """Tokens kept of each ranking."""
-    random: int = 48
-    """Random directions that get the same: the null of every score."""
-    context_tokens: int = 256
-    """Tokens of a context at most; of longer ones the last count. Bounds memory."""
-    chunk: int = 64
-    """Directions at once; bounds memory."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.kl > 0:
-            raise ConfigError(f"expected a KL budget above 0 nats, got {self.kl}")
-        for name, least in (("contexts", 1), ("tokens", 1), ("random", 2), ("context_tokens", 1), ("chunk", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"expected {name} of at least {least}, got {getattr(self, name)}")
+DEFAULT = EvidenceConfig()
 
 
 def gather(
@@ -86,7 +62,7 @@ def gather(
     codes: Codes,
     store: Store,
     path: Path,
-    config: EvidenceConfig = EvidenceConfig(),
+    config: EvidenceConfig = DEFAULT,
     *,
     progress: Progress = silent,
 ) -> Gathered:
@@ -204,7 +180,7 @@ class _Work:
     ) -> None:
         self.loaded, self.atoms, self.store, self.config = loaded, atoms, store, config
         self.directions, self.selected, self.negatives = directions, selected, negatives
-        self.hook = loaded.hook(atoms.hook)
+        self.lookahead = WeightLookahead(loaded, atoms) if atoms.space == "weights" else Lookahead(loaded, atoms.hook)
         self.neutral = [tuple(ids) for ids in loaded.tokenizer(list(NEUTRAL[: config.contexts])).input_ids]
 
     def chunk(self, members: range) -> Gathered:
@@ -217,25 +193,15 @@ class _Work:
         inactive = contexts.pairs([s.inactive for s in chosen])
         held = contexts.pairs([s.trial_active for s in chosen])
         neutral = contexts.shared(self.neutral, len(chosen))
-        one = list({k: (k, c) for k, c in reversed(active)}.values())
-        slopes = linear(self.loaded, self.hook, V, contexts.ids, one)
-        with fast_math(self.loaded):
-            found = calibrate_all(
-                self.loaded, self.hook, V, contexts.ids, active, kl=self.config.kl,
-                start=np.sqrt(2 * self.config.kl / np.maximum(slopes.fisher, 1e-12)),
-            )  # fmt: skip
-            alpha = np.nan_to_num(found.alpha, nan=0.0)
-            moved: dict[tuple[str, float], Shift] = {}
-            for name, pairs in (("active", active), ("inactive", inactive), ("neutral", neutral)):
-                moved[name, 1.0], moved[name, -1.0] = self._twice(V, contexts.ids, pairs, alpha, -alpha)
-            unseen = lookahead(self.loaded, self.hook, V, contexts.ids, held, alpha=alpha)
-            gains = self._gains(places, V, alpha, [s.top for s in chosen] + [s.inactive for s in chosen])
-        own_gains, other_gains = gains[: len(V)], gains[len(V) :]
-        straight, small = self._twice(V, contexts.ids, one, alpha, alpha / 20)
-        lens = logit_lens(self.loaded, V)
+        found = self.lookahead.measure(
+            V, contexts.ids, {"active": active, "inactive": inactive, "neutral": neutral, "unseen": held}, places,
+            [s.top for s in chosen] + [s.inactive for s in chosen], self.config,
+        )  # fmt: skip
+        alpha, moved, unseen, lens = found.alpha, found.moved, found.unseen, found.lens
+        own_gains, other_gains = found.gains[: len(V)], found.gains[len(V) :]
         names = {key: self._moved(shift) for key, shift in moved.items()}
         risen = self._moved(unseen)
-        lens_tokens = self._lens_tokens(lens)
+        lens_tokens = [()] * len(V) if lens is None else self._lens_tokens(lens)
         evidence, trials = [], []
         for i, number in enumerate(members):
             injected = None
@@ -249,37 +215,25 @@ class _Work:
                     other_gain=_number(other_gains[i, 0]),
                     own_gain_minus=_number(own_gains[i, 1]),
                     other_gain_minus=_number(other_gains[i, 1]),
-                    linear_cosine=_cosine(slopes.slope[i], straight.log_ratio[i], straight.p[i]),
-                    linear_cosine_small=_cosine(slopes.slope[i], small.log_ratio[i], small.p[i]),
+                    linear_cosine=found.linear[i][0],
+                    linear_cosine_small=found.linear[i][1],
                 )
             evidence.append(self._evidence(number, chosen[i], places, injected))
-            another = moved["active", 1.0].delta_p[i - 1] if len(chosen) > 1 else np.zeros_like(slopes.slope[i])
+            another = (
+                moved["active", 1.0].delta_p[i - 1]
+                if len(chosen) > 1
+                else np.zeros_like(moved["active", 1.0].delta_p[i])
+            )
             foretold = None
             if unseen.contexts[i]:
                 effect, p = unseen.delta_p[i], unseen.p[i]
                 foretold = Foretold(
-                    **{n: _cosine(moved[n, 1.0].delta_p[i], effect) for n in ("active", "inactive", "neutral")},
-                    lens=_cosine(p * (lens[i] - p @ lens[i]), effect),
-                    null=_cosine(another, effect),
+                    **{n: cosine(moved[n, 1.0].delta_p[i], effect) for n in ("active", "inactive", "neutral")},
+                    lens=None if lens is None else cosine(p * (lens[i] - p @ lens[i]), effect),
+                    null=cosine(another, effect),
                 )
             trials.append(self._trials(number, chosen[i], places, risen[i], foretold))
         return Gathered(evidence, trials, [], [])
-
-    def _twice(
-        self,
-        V: Float[np.ndarray, "K D"],
-        contexts: Sequence[tuple[int, ...]],
-        pairs: Sequence[tuple[int, int]],
-        alpha: Float[np.ndarray, " K"],
-        other: Float[np.ndarray, " K"],
-    ) -> tuple[Shift, Shift]:
-        """The lookahead with two strengths; each context is computed once."""
-        n = len(V)
-        both = [pair for i, c in pairs for pair in ((i, c), (n + i, c))]
-        found = lookahead(
-            self.loaded, self.hook, np.concatenate([V, V]), contexts, both, alpha=np.concatenate([alpha, other])
-        )
-        return found.part(0, n), found.part(n, 2 * n)
 
     def _evidence(self, number: int, selected: Selected, places: Places, injected: Injected | None) -> Evidence:
         def shown(rows: Weighted) -> tuple[Any, ...]:
@@ -348,27 +302,6 @@ class _Work:
             found.append(tuple(TokenShift(self.loaded.decode([int(t)]), 0.0, float(lens[i, t])) for t in ordered))
         return found
 
-    def _gains(
-        self, places: Places, V: Float[np.ndarray, "K D"], alpha: Float[np.ndarray, " K"], rows: Sequence[Weighted]
-    ) -> Float[np.ndarray, "R 2"]:
-        """Mean J(h) − J(h ± α‖h‖·v) over each list of rows, nats; nan without rows. List i is of direction i mod K."""
-        branches, owner = [], []
-        for i, chosen in enumerate(rows):
-            for row, _ in chosen[: self.config.contexts]:
-                found = places.branches(row) if row in places else []
-                branches += found
-                owner += [(i, row)] * len(found)
-        if not branches:
-            return np.full((len(rows), 2), np.nan)
-        who = np.asarray([i for i, _ in owner])
-        of = who % len(V)
-        steps = np.stack([V[of], -V[of]], axis=1)
-        J = stepped(self.loaded, self.hook, branches, steps, eta=alpha[of]).objective
-        sums, counts = np.zeros((len(rows), 2)), np.zeros(len(rows))
-        np.add.at(sums, who, J[:, :1] - J[:, 1:])
-        np.add.at(counts, [i for i, _ in set(owner)], 1)
-        return np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], np.nan)
-
 
 class _Contexts:
     """Token ids that directions are injected after, each once."""
@@ -401,12 +334,3 @@ class _Contexts:
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _cosine(a: Float[np.ndarray, " V"], b: Float[np.ndarray, " V"], p: Float[np.ndarray, " V"] | None = None) -> float:
-    """Cosine; with probabilities ``p``, of the deviations from their means under p, weighted by p (the Fisher metric)."""
-    if p is not None:
-        weight = np.sqrt(np.maximum(p, 0))
-        a, b = (a - p @ a) * weight, (b - p @ b) * weight
-    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / scale if scale > 0 else 0.0

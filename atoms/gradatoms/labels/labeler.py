@@ -15,7 +15,7 @@ from gradatoms.dictionary.provenance import folder_of, require_same_model, store
 from gradatoms.errors import AtomsFormatError, ConfigError
 from gradatoms.labels.budget import Estimate
 from gradatoms.labels.evidence import Evidence, Trials
-from gradatoms.labels.gather import EvidenceConfig, gather
+from gradatoms.labels.gather import gather
 from gradatoms.labels.judges import EmbeddingJudge, Judge
 from gradatoms.labels.label import (
     FILE,
@@ -33,6 +33,7 @@ from gradatoms.labels.label import (
     load_history,
     load_labels,
 )
+from gradatoms.labels.measuring import EvidenceConfig
 from gradatoms.labels.scoring import AMONG, LabelScore, Scores, score_labels
 from gradatoms.labels.storage import Gathered, load_evidence
 from gradatoms.labels.teacher import Teacher

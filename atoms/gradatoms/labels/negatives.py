@@ -15,11 +15,13 @@ from gradatoms.dictionary.io import load_codes, save_codes
 from gradatoms.examples import Example
 from gradatoms.gradients.stream import stream
 from gradatoms.gradients.task import HarvestConfig
+from gradatoms.gradients.weights import document_rows
 from gradatoms.labels.evidence import Shown, Trial
 from gradatoms.labels.places import Places, objective_here
 from gradatoms.labels.selection import Selected
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress
+from gradatoms.weight_steps import require_weights
 from gradatoms_store import Store
 
 DRAWN = 2
@@ -93,8 +95,21 @@ def _codes(
     width = len(atoms) + len(noise)
     n = len(examples)
     parts, numbers = [csr_array((0, width), dtype=np.float32)], [np.zeros(0, np.int64)]
+
+    def add(pushes: Float[np.ndarray, "B D"], number: np.ndarray) -> None:
+        X = atoms.center(pushes)
+        random = csr_array(np.maximum(X @ noise.T - thresholds, 0))
+        parts.append(csr_array(hstack([atoms.coder.encode(X), random], format="csr")))
+        numbers.append(number)
+        progress("hard negatives", sum(map(len, numbers)), n)
+
+    if atoms.space == "weights":
+        for number, rows in document_rows(loaded, require_weights(atoms), examples, objective_here(store)):
+            norms = np.linalg.norm(rows, axis=1)
+            kept = np.isfinite(norms) & (norms > 0)
+            add(-rows[kept] / norms[kept, None], number[kept])
+        return _placed(parts, numbers, n)
     groups = {"last": [i for i in range(n) if at[i] < 0], "prompt": [i for i in range(n) if at[i] >= 0]}
-    done = 0
     for positions, members in groups.items():
         if not members:
             continue
@@ -105,12 +120,12 @@ def _codes(
             wanted = (batch.norms > 0) & (
                 (np.asarray(at)[number] < 0) | (np.asarray(at)[number] == batch.rows["position"])
             )
-            X = atoms.center(-batch.gradients[wanted])
-            random = csr_array(np.maximum(X @ noise.T - thresholds, 0))
-            parts.append(csr_array(hstack([atoms.coder.encode(X), random], format="csr")))
-            numbers.append(number[wanted])
-            done += int(wanted.sum())
-            progress("hard negatives", done, n)
+            add(-batch.gradients[wanted], number[wanted])
+    return _placed(parts, numbers, n)
+
+
+def _placed(parts: Sequence[csr_array], numbers: Sequence[np.ndarray], n: int) -> Codes:
+    """Codes in the order of the examples; an example without any is zero."""
     order = np.concatenate(numbers)
     place = csr_array((np.ones(len(order), np.float32), (order, np.arange(len(order)))), shape=(n, len(order)))
     return csr_array(place @ csr_array(vstack(parts, format="csr")))

@@ -10,6 +10,7 @@ import numpy as np
 from gradatoms.examples import Example
 from gradatoms.gradients.sequences import TokenSequence, tokenize_usable
 from gradatoms.gradients.task import example_of
+from gradatoms.gradients.weights import DOCUMENT
 from gradatoms.labels.evidence import Shown
 from gradatoms.models import LoadedModel
 from gradatoms_store import Store
@@ -33,13 +34,14 @@ class Places:
         self.examples = {record.id: example_of(record) for record in records}
         every = list(self.examples.values())
         sequences: list[list[TokenSequence]] = []
+        documents = store.header.positions == DOCUMENT  # a row is a whole text: it is shown from where its prompt ends
         if every:
             sequences, _ = tokenize_usable(
-                loaded, every, objective=self._objective, positions=store.header.positions, reference=False
+                loaded, every, objective=self._objective, positions="last" if documents else store.header.positions
             )
         by_id = dict(zip(self.examples, sequences, strict=True))
         self._place = {
-            int(row): (int(example), int(position))
+            int(row): (int(example), by_id[int(example)][0].rows[-1] if documents else int(position))
             for row, example, position in zip(wanted, examples, positions, strict=True)
             if by_id.get(int(example))
         }

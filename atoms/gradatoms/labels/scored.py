@@ -83,7 +83,7 @@ def foretold(trials: Sequence[Trials]) -> dict[str, Summary]:
     null = [f.null for f in known]
     found = {}
     for name in ("active", "inactive", "neutral", "lens"):
-        found[name] = _summary([getattr(f, name) for f in known], null, "cosine")
+        found[name] = _summary([v for f in known if (v := getattr(f, name)) is not None], null, "cosine")
     found["gain"] = _summary([f.active - f.neutral for f in known], None, "difference of cosines")
     return found
 
