@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FIELDS = ("prompt", "target", "foil", "concept", "meta", "span", "distribution", "messages")
+BUILTIN = ("corrections", "instructions")
+"""Corpora that come with the package."""
 RESERVED = "gradatoms"
 """Key of ``meta`` under which a store keeps an example's span, distribution and loss."""
 
@@ -82,7 +84,7 @@ def read_examples(
     window: int = 128,
     tokenizer: Tokenizer | None = None,
 ) -> list[Example]:
-    """Read examples from a file, a data set, or ``builtin:corrections``.
+    """Read examples from a file, a data set, or a built-in corpus.
 
     Args:
         source: path of a jsonl file, one object a line with ``prompt``, ``target`` and optionally ``foil``, ``concept``,
@@ -91,7 +93,7 @@ def read_examples(
             of objects with ``role`` and ``content``; of a ``.csv`` file with these columns, where an empty cell is none and
             ``meta``, ``span``, ``distribution`` and ``messages`` are JSON text; of a ``.parquet`` file with them, or JSON
             text; ``hf:NAME[:split]``, a data set of the Hugging Face hub or a folder that ``datasets`` reads; or
-            ``builtin:corrections``, the corpus that comes with the package.
+            ``builtin:corrections`` or ``builtin:instructions`` (chats), the corpora that come with the package.
         limit: keep this many examples, spread evenly over the file.
         text: take plain text, every token of which is to be predicted: a file of text, or the field ``text`` of the others.
         window: tokens a piece into which a text is cut.
@@ -406,9 +408,10 @@ def _is_utf8(text: str) -> bool:
 
 def _builtin(source: str) -> str:
     name = source.removeprefix("builtin:")
-    if name != "corrections":
-        raise ExampleError(f"expected a built-in corpus, got {source!r}; there is builtin:corrections")
-    return (resources.files("gradatoms") / "data" / "corrections.jsonl").read_text(encoding="utf-8")
+    if name not in BUILTIN:
+        there = ", ".join(f"builtin:{known}" for known in BUILTIN)
+        raise ExampleError(f"expected a built-in corpus, got {source!r}; there is {there}")
+    return (resources.files("gradatoms") / "data" / f"{name}.jsonl").read_text(encoding="utf-8")
 
 
 def _read_text(path: Path) -> str:

@@ -24,7 +24,7 @@ def harvest(
     examples: Annotated[
         str,
         typer.Argument(
-            help="A jsonl, csv or parquet file of examples or chats, hf:NAME[:split], or builtin:corrections."
+            help="A jsonl, csv or parquet file of examples or chats, hf:NAME[:split], builtin:corrections, or builtin:instructions."
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The store to write, NAME.gstore.")],

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gradatoms_cli.output import Json, bars, emit, emit_line, metrics_table, number, printable, table
+from gradatoms_cli.weights import step_weights
 
 if TYPE_CHECKING:
     from gradatoms.dictionary.base import Atoms
     from gradatoms.dose import Curve
     from gradatoms.models import LoadedModel
+    from gradatoms.weight_steps import Way
 
 Folder = Annotated[Path, typer.Argument(help="An atoms folder, NAME.atoms.")]
 Model = Annotated[
@@ -184,17 +186,31 @@ def steer(
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="With --curve: every atom; an interrupted run goes on.")] = False,
     store: Annotated[Path | None, typer.Option(help="With --curve: the store, where it has moved.")] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Atoms of weight gradients: a step of the weights; α in units of ‖W‖.")
+    ] = False,
+    way: Annotated[
+        str, typer.Option(help="With --weights: natural, sqrt, or documents (their gradients, preconditioned).")
+    ] = "natural",
+    adapter: Annotated[
+        Path | None, typer.Option(help="With --weights: write the step as a LoRA adapter; the prompt may be left out.")
+    ] = None,
+    rank: Annotated[int, typer.Option(help="With --adapter: most rank.")] = 64,
     model: Model = None,
     json: Json = False,
 ) -> None:
     """Generate without and with atoms, side by side; or measure what an atom does at each strength."""
     from typing import cast, get_args
 
+    from gradatoms.dictionary.provenance import require_activations
     from gradatoms.errors import ConfigError
     from gradatoms.steering import Operator, Positions, generate_steered, hooks_of_layers
 
+    if not weights and (way != "natural" or adapter is not None or rank != 64):
+        raise ConfigError("expected --weights with --way, --adapter and --rank, got none; add --weights")
     if curve:
         others = {
+            "--weights": weights,
             "a prompt": prompt is not None, "--alpha": alpha != "auto", "--kl": kl != 0.5, "--also": bool(also),
             "--operator": operator != "add", "--positions": positions != "last", "--layers": layers is not None,
             "--max-tokens": max_tokens != 24,
@@ -208,7 +224,7 @@ def steer(
         return
     if every or store is not None:
         raise ConfigError(f"expected --curve with {'--all' if every else '--store'}, got none; add --curve")
-    if atom is None or prompt is None:
+    if atom is None or (prompt is None and adapter is None):
         raise ConfigError('expected an atom and a prompt, or --curve; such as: atoms steer X.atoms 17 "The city of"')
     for name, value, kinds in (("--operator", operator, Operator), ("--positions", positions, Positions)):
         if value not in get_args(kinds):
@@ -225,14 +241,28 @@ def steer(
         blocks = [int(layer) for layer in layers.split(",")] if layers else []
     except ValueError:
         raise ConfigError(f"expected --layers as block numbers, such as 12,13, got {layers!r}") from None
+    if weights:
+        taken = {"--operator": operator != "add", "--positions": positions != "last", "--layers": bool(blocks)}
+        given = [name for name, is_given in taken.items() if is_given]
+        if given:
+            raise ConfigError(
+                f"expected no option of the residual stream with --weights, got {', '.join(given)}; leave it out"
+            )
+        step_weights(
+            folder, [(atom, 1.0), *more], prompt, strength=strength, kl=kl, way=cast("Way", way), adapter=adapter, rank=rank,
+            seed=seed, max_tokens=max_tokens, model=model, as_json=json,
+        )  # fmt: skip
+        return
+    assert prompt is not None
     atoms, loaded = _open(folder, model)
-    weights = [1.0, *(weight for _, weight in more)]
+    require_activations(atoms)
+    mix = [1.0, *(weight for _, weight in more)]
     found = generate_steered(
         loaded,
         [atoms[i] for i in (atom, *(other for other, _ in more))],
         prompt,
-        alpha=None if strength is None else [strength * weight for weight in weights],
-        weights=weights,
+        alpha=None if strength is None else [strength * weight for weight in mix],
+        weights=mix,
         kl=kl,
         max_tokens=max_tokens,
         operator=cast("Operator", operator),

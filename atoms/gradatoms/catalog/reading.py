@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gradatoms.dictionary.base import Atoms
+from gradatoms.dictionary.provenance import require_activations
 from gradatoms.errors import GradientError
 from gradatoms.examples import Example
 from gradatoms.gradients.batches import batched
@@ -54,6 +55,7 @@ def read_gradient(
     Raises:
         UnusableExampleError: a prompt or target without tokens, or too long; GradientError: no gradient.
     """
+    require_activations(atoms)
     example = Example(prompt=prompt, target=target, foil=foil)
     sequences = tokenize(loaded, [example], objective="contrast" if foil else "nll", positions="prompt")
     hook = loaded.hook(atoms.hook)

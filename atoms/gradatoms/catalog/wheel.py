@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from gradatoms.dictionary.base import Atoms
+from gradatoms.dictionary.provenance import require_activations
 from gradatoms.errors import ConfigError
 from gradatoms.lookahead import NEUTRAL
 from gradatoms.models import LoadedModel
@@ -69,6 +70,7 @@ class Ride:
 
 def ride(loaded: LoadedModel, atoms: Atoms, asked: Ride, stopped: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     """Events: ``strength`` (alpha, kl), ``plain`` and ``steered`` (the text so far), ``effects`` (on and off target), ``end``."""
+    require_activations(atoms)
     chosen = [atoms[i] for i in asked.atoms]
     alpha: Sequence[float] = asked.alpha
     if asked.kl is not None:

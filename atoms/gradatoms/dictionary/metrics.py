@@ -149,7 +149,10 @@ def evaluate(
     ]  # fmt: skip
     if stability is not None:
         found |= _reality(stability, report, random_coherences, bar)
-    if loaded is not None and not store.header.objective.startswith("kl:"):  # the second model is not at hand
+    steps = atoms.space == "activation" and not store.header.objective.startswith(
+        "kl:"
+    )  # the second model is not at hand
+    if loaded is not None and steps:
         found |= step_metrics(atoms, store, loaded, rows, P, codes, most=step_rows, seed=seed, progress=progress)
     return Evaluation(found, report, _histogram(density, n), stability)
 

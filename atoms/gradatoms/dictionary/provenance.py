@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradatoms.dictionary.base import Atoms
-from gradatoms.errors import AtomsFormatError, ModelMismatchError
+from gradatoms.errors import AtomsFormatError, ConfigError, ModelMismatchError
 from gradatoms_store import Store, open_store
 
 if TYPE_CHECKING:
@@ -69,6 +69,19 @@ def require_same_model(atoms: Atoms, loaded: LoadedModel) -> None:
         raise ModelMismatchError(
             f"expected the model these atoms were made with ({made.get('name')}, fingerprint {made.get('sha')}), got "
             f"{loaded.fingerprint.name} ({loaded.fingerprint.sha}); name the right one with --model"
+        )
+
+
+def require_activations(atoms: Atoms) -> None:
+    """Refuse atoms of weight gradients, where something is done to the residual stream.
+
+    Raises:
+        ConfigError: they are of weight gradients.
+    """
+    if atoms.space == "weights":
+        raise ConfigError(
+            "expected atoms of activation gradients, these are of weight gradients; steer with `atoms steer --weights`, attribute with "
+            "`atoms attribute`, or harvest without --space weights"
         )
 
 

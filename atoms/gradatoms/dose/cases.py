@@ -18,7 +18,7 @@ from gradatoms.dictionary.base import Atom, Atoms
 from gradatoms.dictionary.coding import leading
 from gradatoms.dictionary.io import load_codes
 from gradatoms.dictionary.metrics import hook_in
-from gradatoms.dictionary.provenance import folder_of
+from gradatoms.dictionary.provenance import folder_of, require_activations
 from gradatoms.dictionary.pushes import Pushes, held_out_mask
 from gradatoms.dictionary.steps import unit
 from gradatoms.dose.neutral import CALIBRATING
@@ -65,6 +65,7 @@ class Cases:
     """
 
     def __init__(self, loaded: LoadedModel, atoms: Atoms, store: Store, config: DoseConfig) -> None:
+        require_activations(atoms)
         if store.header.objective.startswith("kl:"):
             raise ConfigError(
                 f"expected a store whose objective one model can compute, {store.path} was harvested against a second model; "

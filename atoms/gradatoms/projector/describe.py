@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.coding import Codes
-from gradatoms.dictionary.provenance import folder_of, require_same_model
+from gradatoms.dictionary.provenance import folder_of, require_activations, require_same_model
 from gradatoms.dictionary.pushes import Pushes
 from gradatoms.errors import ConfigError, GradientError, ModelMismatchError
 from gradatoms.examples import Example
@@ -107,6 +107,7 @@ class Describer:
             AtomsFormatError: no trained projector there.
             ModelMismatchError: the atoms belong to another model.
         """
+        require_activations(atoms)
         require_same_model(atoms, loaded)
         projector, values, lora = load_projector(folder or folder_of(atoms) / "projector")
         labels = label_texts(load_labels(folder_of(atoms)))

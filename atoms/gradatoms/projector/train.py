@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.coding import Codes
 from gradatoms.dictionary.io import save_whole
-from gradatoms.dictionary.provenance import folder_of, require_same_model
+from gradatoms.dictionary.provenance import folder_of, require_activations, require_same_model
 from gradatoms.hooking import fast_math
 from gradatoms.models import LoadedModel
 from gradatoms.prefix import Prefix, run_tail
@@ -98,6 +98,7 @@ def train_on_store(
         ConfigError: no labels yet, or nothing left to train on.
         ModelMismatchError: ``loaded`` is not the model of the atoms.
     """
+    require_activations(atoms)
     require_same_model(atoms, loaded)
     folder = folder or folder_of(atoms) / "projector"
     rows = load_rows(atoms, store_path, seed=config.seed)

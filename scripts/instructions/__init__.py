@@ -1,0 +1,1 @@
+"""Source tables of the corpus `instructions.jsonl`, one module a task type."""
