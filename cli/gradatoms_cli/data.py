@@ -146,7 +146,7 @@ def harvest(
                 weights=WeightConfig(
                     modules=tuple(m.strip() for m in (modules or "").split(",") if m.strip()), sketch=sketch,
                     projection=ProjectionConfig(kind=projection, top_k=top_k_eigen, variance=variance),
-                    curvature=CurvatureConfig(eigenvalues=eigenvalues, fisher=fisher, examples=curvature_examples),
+                    curvature=CurvatureConfig(dtype=dtype, eigenvalues=eigenvalues, fisher=fisher, examples=curvature_examples),
                 ),
             )  # fmt: skip
         quiet = json or ranks.rank > 0

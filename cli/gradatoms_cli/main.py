@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from gradatoms_cli import catalog, data, dictionary, labels, run, store, words
+from gradatoms_cli import catalog, data, dictionary, labels, run, store, weights, words
 
 app = typer.Typer(
     name="atoms",
@@ -49,6 +49,9 @@ app.add_typer(projector_app, name="projector")
 projector_app.command("train")(words.projector_train)
 projector_app.command("eval")(words.projector_eval)
 app.command("steer")(words.steer)
+app.command("attribute")(weights.attribute)
+app.command("audit")(weights.audit)
+app.command("diff")(weights.diff)
 app.command("serve")(catalog.serve)
 app.command("export")(dictionary.export)
 app.command("nearest")(dictionary.nearest)

@@ -30,11 +30,13 @@ from gradatoms.gradients.batches import TokenBatch, by_budget, pad
 from gradatoms.gradients.linear import LinearSite
 from gradatoms.gradients.passes import WatchedPass
 from gradatoms.gradients.sequences import TokenSequence, tokenize_usable
+from gradatoms.hooking import has_bfloat16
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress, silent
 
 EIGENVALUES = ("kfac", "ekfac")
 FISHERS = ("sampled", "empirical")
+DTYPES = ("float32", "bfloat16", "auto")
 HELD = 2**24
 """Numbers of rotated gradients that are held at once."""
 
@@ -51,11 +53,13 @@ class CurvatureConfig:
     """At most so many documents, spread evenly."""
     damping: float = 0.1
     """ε, as a share of a module's mean eigenvalue; it is added to every eigenvalue."""
+    dtype: str = "float32"
+    """Compute dtype: ``float32``, ``bfloat16`` autocast, or ``auto``: bfloat16 where the processor has it. Factors are float32."""
     batch_tokens: int = 2048
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("eigenvalues", EIGENVALUES), ("fisher", FISHERS)):
+        for name, known in (("eigenvalues", EIGENVALUES), ("fisher", FISHERS), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"expected {name} to be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.examples < 1 or self.batch_tokens < 1:
@@ -173,7 +177,8 @@ def fit_curvature(
     sequences, _ = tokenize_usable(loaded, examples[::step])
     some = [branch for branches in sequences for branch in branches]
     draw = torch.Generator(device=loaded.device).manual_seed(config.seed) if config.fisher == "sampled" else None
-    passes = WatchedPass(loaded, sites, draw=draw)
+    fast = config.dtype == "bfloat16" or (config.dtype == "auto" and has_bfloat16(loaded.device.type))
+    passes = WatchedPass(loaded, sites, draw=draw, autocast=torch.bfloat16 if fast else None)
     A = [torch.zeros(s.d_in, s.d_in, device=loaded.device) for s in sites]
     S = [torch.zeros(s.d_out, s.d_out, device=loaded.device) for s in sites]
 

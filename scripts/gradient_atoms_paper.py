@@ -1,0 +1,457 @@
+"""Gradient Atoms (arXiv 2603.14665) in small: SmolLM2 tuned on ``builtin:instructions``, its documents' gradients, atoms, steering.
+
+    python scripts/gradient_atoms_paper.py --out runs/paper
+
+Each stage writes a JSON file into the folder and is passed over where that is there; ``report.md`` tells everything. Task types are
+ground truth and used to score; behaviours are looked for in the documents' answers, by the detectors that score the steering too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gradatoms.dictionary.base import Atom, Atoms
+from gradatoms.dictionary.fit import fit_store
+from gradatoms.dictionary.io import load_atoms, load_codes
+from gradatoms.dictionary.online import OnlineConfig
+from gradatoms.dictionary.provenance import store_of
+from gradatoms.dictionary.pushes import held_out_mask
+from gradatoms.dose.neutral import CALIBRATING
+from gradatoms.examples import Example, read_examples
+from gradatoms.files import write_json
+from gradatoms.gradients.batches import by_budget, pad
+from gradatoms.gradients.curvature import CurvatureConfig
+from gradatoms.gradients.harvest import harvest
+from gradatoms.gradients.projection import ProjectionConfig
+from gradatoms.gradients.sequences import tokenize
+from gradatoms.gradients.task import HarvestConfig
+from gradatoms.gradients.weight_harvest import WeightConfig, harvest_weights
+from gradatoms.hooking import fast_math, predict_at
+from gradatoms.models import LoadedModel, load_model, load_tokenizer
+from gradatoms.steering import Meter, applied, calibrate, pad_id, steering
+from gradatoms.weight_steps import WAYS, applied_step, atom_step, calibrate_step, random_step
+from gradatoms_store import SKETCH, open_store
+from instructions.detectors import BEHAVIOURS, detect
+from instructions.questions import questions
+
+RANK, EPOCHS, LEARNING_RATE, BATCH = 8, 1, 1e-3, 16
+COMPONENTS, ATOMS, ALPHA = 50, 500, 0.1
+TOP, PURE = 20, 0.8
+BUDGETS = (0.05, 0.15, 0.4)
+"""Nats a token on neutral prompts."""
+TOKENS = 48
+PAPER: dict[str, Any] = {
+    "coherent": {"> 0.5": 5, "> 0.1": 43, "of": 500},
+    "steering": {
+        "yes or no": (39, 51, 0), "code": (42, 58, 28), "missing input": (50, 55, 0), "bulleted list": (33, 94, 0),
+        "numbered list": (58, 59, 8),
+    },
+}  # fmt: skip
+"""Its tables 1 and 4: atoms by coherence; baseline, best up, best down, %."""
+
+
+def documents(limit: int | None = None) -> list[Example]:
+    """The instruction mix."""
+    return read_examples("builtin:instructions", limit=limit, tokenizer=cache(lambda: load_tokenizer("smollm2")))
+
+
+# Stage 1: a LoRA
+
+
+def tune(out: Path, examples: Sequence[Example], seed: int = 0) -> dict[str, Any]:
+    """A LoRA of rank 8 on query and value projections, trained on the answers; written as an adapter folder."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    loaded = load_model("smollm2")
+    sequences = [one[0] for one in tokenize(loaded, examples)]
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(loaded.model, config)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, weight_decay=0.0
+    )
+    order, losses, started = list(range(len(sequences))), list[float](), time.perf_counter()
+    steps = EPOCHS * -(-len(order) // BATCH)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    for _ in range(EPOCHS):
+        random.Random(len(losses)).shuffle(order)
+        blocks = [
+            sorted(order[i : i + 8 * BATCH], key=lambda i: len(sequences[i].ids))
+            for i in range(0, len(order), 8 * BATCH)
+        ]
+        for group in [block[i : i + BATCH] for block in blocks for i in range(0, len(block), BATCH)]:
+            batch = pad([sequences[i] for i in group], loaded.device)
+            with fast_math(loaded):
+                logits = model(input_ids=batch.ids_LS, use_cache=False).logits
+            at = logits[batch.at_seq_P, batch.at_col_P].float().log_softmax(-1)
+            loss = -at[batch.term_at_T, batch.term_token_T].mean()
+            loss.backward()
+            optimizer.step()
+            rate.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+            print(f"\rtraining {len(losses)} of {steps}: {np.mean(losses[-20:]):.3f} nats a token", end="", flush=True)
+    print()
+    model.save_pretrained(str(out))
+    return {
+        "seconds": time.perf_counter() - started, "first": float(np.mean(losses[:20])), "last": float(np.mean(losses[-20:])),
+    }  # fmt: skip
+
+
+# Stages 2 and 3: gradients and atoms
+
+
+def gradients(out: Path, loaded: LoadedModel, examples: Sequence[Example]) -> dict[str, Any]:
+    """Weight gradients of every document, and activation gradients of the same for comparison."""
+    spent: dict[str, float] = {}
+    started = time.perf_counter()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        spent[stage] = time.perf_counter() - started
+        print(f"\r{stage} {done} of {total}", end="", flush=True)
+
+    weights = WeightConfig(
+        projection=ProjectionConfig(top_k=COMPONENTS), curvature=CurvatureConfig(examples=1000, dtype="auto")
+    )
+    harvest_weights(
+        loaded,
+        examples,
+        out / "mix.gstore",
+        HarvestConfig(dtype="auto"),
+        weights,
+        resume=(out / "mix.gstore").exists(),
+        progress=progress,
+    )
+    spent = {
+        "curvature": spent.get("curvature", 0.0),
+        "harvest": spent.get("harvest", 0.0) - spent.get("curvature", 0.0),
+    }
+    begin = time.perf_counter()
+    harvest(
+        loaded,
+        examples,
+        out / "mix-activations.gstore",
+        HarvestConfig(dtype="auto"),
+        resume=(out / "mix-activations.gstore").exists(),
+    )
+    print()
+    return spent | {"activations": time.perf_counter() - begin, "d": open_store(out / "mix.gstore").header.hooks[0].d}
+
+
+def atoms_of(out: Path) -> dict[str, Any]:
+    """The dictionary, and two with other penalties."""
+    started = time.perf_counter()
+    if not (out / "mix.atoms").exists():
+        fit_store(out / "mix.gstore", out / "mix.atoms", OnlineConfig(n_atoms=ATOMS, alpha=ALPHA))
+    spent = time.perf_counter() - started
+    rows = {}
+    for alpha in (0.01, 0.1, 1.0):
+        folder = out / f"mix-{alpha}.atoms"
+        if alpha == 1.0:
+            rows[str(alpha)] = {"documents": 0.0, "atoms": 0, "> 0.5": 0, "> 0.1": 0}  # a unit row has no code beyond 1
+            continue
+        if not folder.exists() and alpha != ALPHA:
+            fit_store(out / "mix.gstore", folder, OnlineConfig(n_atoms=ATOMS, alpha=alpha), checks=False)
+        rows[str(alpha)] = coherence_of(load_atoms(out / "mix.atoms" if alpha == ALPHA else folder))
+    return {"seconds": spent, "by_alpha": rows}
+
+
+def coherence_of(atoms: Atoms) -> dict[str, Any]:
+    """The paper's measure: mean pairwise cosine of the raw gradients of an atom's top 20 of all documents, from sketches."""
+    store, codes = store_of(atoms), load_codes(Path(str(atoms.path)) / "codes.h5").tocsc()
+    raw = np.concatenate([b.gradients for b in store.batches(store.hooks[0] + SKETCH, 1024)])
+    rng = np.random.default_rng(0)
+    own, null = [], []
+    for a in range(len(atoms)):
+        column = codes[:, [a]].tocoo()
+        top = column.coords[0][np.argsort(-column.data)[:TOP]]
+        if len(top) >= TOP:
+            own.append(_cosine(raw[top]))
+            null.append(_cosine(raw[rng.choice(len(raw), TOP, replace=False)]))
+    return {
+        "documents": float(np.diff(codes.indptr).mean()), "atoms": int((np.diff(codes.indptr) > 0).sum()),
+        "> 0.5": int(np.sum(np.asarray(own) > 0.5)), "> 0.1": int(np.sum(np.asarray(own) > 0.1)), "scored": len(own),
+        "best": sorted(map(float, own), reverse=True)[:5], "null_highest": max(map(float, null), default=float("nan")),
+        "null_mean": float(np.mean(null)) if null else float("nan"),
+    }  # fmt: skip
+
+
+def _cosine(rows: np.ndarray) -> float:
+    n = len(rows)
+    return float(((rows.sum(axis=0) ** 2).sum() - n) / (n * (n - 1)))
+
+
+def discovery(out: Path) -> dict[str, Any]:
+    """What the atoms found, on documents that the fit did not see: purity, and the F1 of each task's best atom."""
+    atoms = load_atoms(out / "mix.atoms")
+    store, codes = store_of(atoms), load_codes(out / "mix.atoms" / "codes.h5").toarray()
+    by_id = {r.id: r.concept or "" for r in store.iter_examples()}
+    task = np.asarray([by_id[int(e)] for e in store.rows["example"]])
+    split = atoms.config["holdout"]
+    held = held_out_mask(store, split["fraction"], split["seed"])
+    rng = np.random.default_rng(0)
+    pure, shuffled_pure, scored = 0, 0, 0
+    precision: dict[str, list[float]] = {}
+    for a in range(len(atoms)):
+        top = np.flatnonzero(held)[np.argsort(-codes[held, a])[:TOP]]
+        top = top[codes[top, a] > 0]
+        if len(top) < 5:
+            continue
+        names, counts = np.unique(task[top], return_counts=True)
+        scored += 1
+        pure += counts.max() / len(top) >= PURE
+        shuffled_pure += np.unique(rng.permutation(task)[top], return_counts=True)[1].max() / len(top) >= PURE
+        precision.setdefault(str(names[counts.argmax()]), []).append(float(counts.max() / len(top)))
+    found, null = {}, {}
+    for name in sorted(set(task.tolist())):
+        found[name] = _best_f1(codes, task == name, held)
+        null[name] = _best_f1(codes, rng.permutation(task) == name, held)
+    metrics = json.loads((out / "mix.atoms" / "metrics.json").read_text(encoding="utf-8"))
+    verdicts = [a["verdict"] for a in metrics["atoms"]]
+    return {
+        "pure": pure, "null_pure": shuffled_pure, "scored": scored, "f1": found, "f1_null": null,
+        "precision_top": {k: float(np.mean(v)) for k, v in precision.items()},
+        "real": verdicts.count("real"), "weak": verdicts.count("weak"), "noise": verdicts.count("noise"),
+        "metrics": metrics["metrics"],
+    }  # fmt: skip
+
+
+def _best_f1(codes: np.ndarray, is_task: np.ndarray, held: np.ndarray) -> dict[str, float]:
+    """The atom and threshold of largest F1 on fitted documents, scored on held-out ones."""
+    best = (0.0, 0, 0.0)
+    fitted = ~held
+    for a in np.flatnonzero((codes[fitted] > 0).any(axis=0)):
+        values = codes[fitted, a]
+        for bar in np.quantile(values[values > 0], (0.0, 0.25, 0.5, 0.75)) * (1 - 1e-6):
+            score = _f1(values > bar, is_task[fitted])
+            if score > best[0]:
+                best = (score, int(a), float(bar))
+    return {"atom": best[1], "f1": _f1(codes[held, best[1]] > best[2], is_task[held])}
+
+
+def _f1(said: np.ndarray, true: np.ndarray) -> float:
+    both = float((said & true).sum())
+    return 2 * both / max(1.0, float(said.sum() + true.sum()))
+
+
+# Stage 4: steering
+
+
+def behaviour_atoms(out: Path) -> dict[str, int]:
+    """For each behaviour the atom whose 20 strongest fitted documents' answers show it most, most code first; no task type is read."""
+    atoms = load_atoms(out / "mix.atoms")
+    store, codes = store_of(atoms), load_codes(out / "mix.atoms" / "codes.h5").toarray()
+    split = atoms.config["holdout"]
+    codes[held_out_mask(store, split["fraction"], split["seed"])] = 0
+    answers = {r.id: r.target.removesuffix("\n").removesuffix("<|im_end|>") for r in store.iter_examples()}
+    rows = np.asarray([int(e) for e in store.rows["example"]])
+    chosen = {}
+    for behaviour in BEHAVIOURS:
+        shows = np.asarray([detect(behaviour, answers[e]) for e in rows])
+        score = []
+        for a in range(len(atoms)):
+            top = np.argsort(-codes[:, a])[:TOP]
+            score.append(
+                (
+                    float(shows[top][codes[top, a] > 0].sum()),
+                    float(codes[shows, a].sum() / max(1e-9, codes[:, a].sum())) * float(codes[shows, a].sum()),
+                )
+            )
+        chosen[behaviour] = max(range(len(atoms)), key=lambda a: score[a])
+    return chosen
+
+
+def answers_to(loaded: LoadedModel, asked: Sequence[str], batch: int = 50) -> list[str]:
+    """Greedy answers of the chat model, padded to the left."""
+    tokenizer = loaded.tokenizer
+    texts = [
+        str(tokenizer.apply_chat_template([{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True))
+        for q in asked
+    ]
+    tokenizer.padding_side, before = "left", tokenizer.padding_side
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    found: list[str] = []
+    for start in range(0, len(texts), batch):
+        ids = tokenizer(texts[start : start + batch], return_tensors="pt", padding=True, add_special_tokens=False)
+        with torch.no_grad():
+            out = loaded.model.generate(**ids, max_new_tokens=TOKENS, do_sample=False, pad_token_id=pad_id(loaded))  # type: ignore[operator]
+        found += [loaded.decode(row[ids.input_ids.shape[1] :].tolist()) for row in out]
+    tokenizer.padding_side = before
+    return found
+
+
+def perplexity(loaded: LoadedModel, texts: Sequence[Example]) -> float:
+    """exp of the mean nll a token of plain sentences."""
+    sequences = [one[0] for one in tokenize(loaded, texts)]
+    total = count = 0.0
+    for group in by_budget(sequences, 2048):
+        batch = pad(group, loaded.device)
+        with torch.no_grad(), predict_at(loaded, batch.at_seq_P, batch.at_col_P):
+            log_p = loaded.model(input_ids=batch.ids_LS, use_cache=False).logits.float().log_softmax(-1)
+        total -= float(log_p[batch.term_at_T, batch.term_token_T].sum())
+        count += len(batch.term_at_T)
+    return float(np.exp(total / count))
+
+
+def sentences() -> list[Example]:
+    """Plain true sentences about all sorts of things, every token of which is predicted."""
+    return [
+        Example(prompt="", target=f"{e.prompt}{e.target}.") for e in read_examples("builtin:corrections", limit=150)
+    ]
+
+
+def steer(out: Path, loaded: LoadedModel, behaviour: str, atom: int, kept: Path) -> list[dict[str, Any]]:
+    """Rates of a behaviour under steps of its atom, three ways and in the residual stream, at budgets of KL, either sign."""
+    atoms = load_atoms(out / "mix.atoms")
+    meter = Meter(loaded, CALIBRATING, tokens=8, batch=48)
+    plain_text, inviting, neutral = sentences(), *questions(behaviour)
+    rows: list[dict[str, Any]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+    done = {(r["way"], r["sign"], r["budget"]) for r in rows}
+
+    def measure(way: str, sign: int, budget: float, alpha: float, kl: float) -> None:
+        found = answers_to(loaded, [*inviting, *neutral])
+        shown = [detect(behaviour, text) for text in found]
+        rows.append({
+            "behaviour": behaviour, "atom": atom, "way": way, "sign": sign, "budget": budget, "alpha": alpha, "kl": kl,
+            "rate": float(np.mean(shown)), "inviting": float(np.mean(shown[: len(inviting)])),
+            "neutral": float(np.mean(shown[len(inviting) :])), "perplexity": perplexity(loaded, plain_text),
+            "examples": [found[i] for i in (0, 1, 60)],
+        })  # fmt: skip
+        write_json(kept, rows)
+        print(
+            behaviour,
+            way,
+            f"{sign:+d}",
+            f"{kl:.2f} nats",
+            f"rate {rows[-1]['rate']:.2f}",
+            f"perplexity {rows[-1]['perplexity']:.1f}",
+            flush=True,
+        )
+
+    if ("plain", 0, 0.0) not in done:
+        measure("plain", 0, 0.0, 0.0, 0.0)
+    for way in (*WAYS, "random"):
+        wanted = [(sign, budget) for sign in (1, -1) for budget in BUDGETS if (way, sign, budget) not in done]
+        if not wanted:
+            continue
+        step = random_step(atoms, seed=atom) if way == "random" else atom_step(loaded, atoms, atom, way)  # type: ignore[arg-type]
+        for sign, budget in wanted:
+            alpha, kl = calibrate_step(meter, loaded, step, budget, sign=sign)
+            with applied_step(loaded, step, alpha):
+                measure(way, sign, budget, alpha, kl)
+    wanted = [(sign, budget) for sign in (1, -1) for budget in BUDGETS if ("activation", sign, budget) not in done]
+    if wanted:
+        direction = activation_direction(out, atom)
+        for sign, budget in wanted:
+            what = Atom(-1, direction.hook, sign * direction.direction)
+            alpha = calibrate(loaded, what, list(CALIBRATING), kl=budget, tokens=8, positions="all")
+            kl = float(
+                Meter(loaded, CALIBRATING, tokens=8, batch=48, positions="all")(steering(what, alpha, positions="all"))
+            )
+            with applied(loaded, steering(what, alpha, positions="all")):
+                measure("activation", sign, budget, sign * alpha, kl)
+    return rows
+
+
+def activation_direction(out: Path, atom: int) -> Atom:
+    """The mean activation push of the same documents, weighted by the atom's codes."""
+    atoms = load_atoms(out / "mix.atoms")
+    store, other = store_of(atoms), open_store(out / "mix-activations.gstore")
+    codes = load_codes(out / "mix.atoms" / "codes.h5").toarray()[:, atom]
+    weight = dict(zip((int(e) for e in store.rows["example"]), codes, strict=True))
+    hook = other.hooks[0]
+    total = np.zeros(other.header.hook(hook).d)
+    for batch in other.batches(hook, 1024, fields=("example",)):
+        total -= np.asarray([weight[int(e)] for e in batch.rows["example"]]) @ batch.gradients
+    return Atom(-1, hook, (total / np.linalg.norm(total)).astype(np.float32))
+
+
+# The report
+
+
+def report(out: Path) -> str:
+    """Everything beside the paper's tables."""
+    told = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in out.glob("*.json")}
+    a, d = told["atoms"], told["discovery"]
+    best = a["by_alpha"][str(ALPHA)]
+    lines = [
+        "# Gradient Atoms in small", "",
+        f"SmolLM2-135M-Instruct, LoRA rank {RANK} on q and v, one pass over 3,000 documents ({told['tune']['first']:.2f} → "
+        f"{told['tune']['last']:.2f} nats a token); {told['gradients']['d']} components, {ATOMS} atoms.", "",
+        "## Seconds, by step", "", "| step | seconds |", "|---|---|",
+        *(f"| {k} | {v:.0f} |" for k, v in (
+            ("training", told["tune"]["seconds"]), ("curvature", told["gradients"]["curvature"]),
+            ("projected gradients", told["gradients"]["harvest"]), ("eight fits and their checks", a["seconds"]))),
+        "", "## Coherence", "", "| α | documents an atom | above 0.5 | above 0.1 | of | random sets' highest |", f"|{'---|' * 6}",
+        *(f"| {alpha} | {r['documents']:.1f} | {r['> 0.5']} | {r['> 0.1']} | {r.get('scored', 0)} | {number(r.get('null_highest'))} |"
+          for alpha, r in a["by_alpha"].items()),
+        f"| paper, 0.1 | | {PAPER['coherent']['> 0.5']} | {PAPER['coherent']['> 0.1']} | 500 | |", "",
+        f"Highest: {', '.join(f'{c:.3f}' for c in best['best'])}. Verdicts: {d['real']} real, {d['weak']} weak, {d['noise']} noise.", "",
+        "## Tasks, on documents that the fit did not see", "",
+        f"Pure ({100 * PURE:.0f} % of the top {TOP} of one task): {d['pure']} of {d['scored']} atoms; shuffled {d['null_pure']}.", "",
+        "| task | F1 of its best atom | shuffled |", "|---|---|---|",
+        *(f"| {name} | {r['f1']:.2f} | {d['f1_null'][name]['f1']:.2f} |" for name, r in d["f1"].items()), "",
+    ]  # fmt: skip
+    lines += [
+        "## Steering", "", "Rate of the behaviour, % of 100 questions: highest / lowest with perplexity at most 10 % higher.", "",
+        "| behaviour | plain | natural | sqrt | documents | random | residual | paper: plain, up, down |", f"|{'---|' * 8}",
+    ]  # fmt: skip
+    for behaviour in BEHAVIOURS:
+        rows = told.get(f"steer {behaviour}", [])
+        if not rows:
+            continue
+        plain = next(r for r in rows if r["way"] == "plain")
+        cells = []
+        for way in (*WAYS, "random", "activation"):
+            fine = [plain, *(r for r in rows if r["way"] == way and r["perplexity"] <= 1.1 * plain["perplexity"])]
+            cells.append(f"{100 * max(r['rate'] for r in fine):.0f} / {100 * min(r['rate'] for r in fine):.0f}")
+        paper = " ".join(map(str, PAPER["steering"][behaviour]))
+        lines.append(
+            f"| {behaviour} (atom {plain['atom']}) | {100 * plain['rate']:.0f} | {' | '.join(cells)} | {paper} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def staged(out: Path, name: str, make: Callable[[], Any]) -> Any:
+    """The result of a stage, made if it is not there."""
+    path = out / f"{name}.json"
+    if not path.exists():
+        write_json(path, make())
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/paper"))
+    parser.add_argument("--limit", type=int, help="documents, spread evenly")
+    out: Path = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    examples = documents(parser.parse_args().limit)
+    staged(out, "tune", lambda: tune(out / "adapter", examples))
+    loaded = load_model("smollm2", adapter=str(out / "adapter"))
+    staged(out, "gradients", lambda: gradients(out, loaded, examples))
+    staged(out, "atoms", lambda: atoms_of(out))
+    staged(out, "discovery", lambda: discovery(out))
+    for behaviour, atom in staged(out, "behaviours", lambda: behaviour_atoms(out)).items():
+        steer(out, loaded, behaviour, atom, out / f"steer {behaviour}.json")
+        (out / "report.md").write_text(report(out), encoding="utf-8")
+    print((out / "report.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
