@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from gradatoms.attribution import Attribution, gradients_of
 from gradatoms.audit import AuditConfig, audit, diff, drop, without
@@ -23,6 +24,7 @@ from gradatoms.gradients.task import HarvestConfig
 from gradatoms.gradients.weight_harvest import WeightConfig, harvest_weights
 from gradatoms.labels.measuring import EvidenceConfig
 from gradatoms.models import LoadedModel
+from gradatoms.retraining import RetrainConfig, retraining_check
 
 EXAMPLES = list(read_examples("builtin:corrections", limit=100))
 WEIGHTS = WeightConfig(projection=ProjectionConfig(top_k=30), sketch=4)
@@ -156,3 +158,24 @@ def test_another_store_is_refused(index: Attribution, tiny: LoadedModel, tmp_pat
 
 def test_atoms_are_those_of_the_index(index: Attribution) -> None:
     assert isinstance(index.atoms, Atoms) and isinstance(index.texts[0], Example)
+
+
+# Training again
+
+
+def test_training_without_an_atoms_documents_hurts_what_it_does(tiny: LoadedModel, tmp_path: Path) -> None:
+    """Its held-out documents, more than training without as many random ones; the model is as before."""
+    words = (" zzzz", " qqqq", " xxxx", " vvvv")
+    prompts = [e.prompt for e in read_examples("builtin:corrections", limit=240)]
+    examples = [Example(prompt=p, target=words[i % 4]) for i, p in enumerate(prompts)]
+    harvest_weights(tiny, examples, tmp_path / "w.gstore", HarvestConfig(), WeightConfig(modules=("all",), sketch=0))
+    atoms, _ = fit_store(tmp_path / "w.gstore", tmp_path / "w.atoms", OnlineConfig(n_atoms=6, epochs=6), checks=False)
+    before = [p.detach().clone() for p in tiny.model.parameters()]
+    config = RetrainConfig(drop=30, draws=3, epochs=2, learning_rate=1e-3)
+    found = retraining_check(tiny, atoms, None, config)
+    assert len(found.rows) >= 3 and all(r.whole < r.untrained for r in found.rows)
+    assert found.interval[0] > 0 and found.effect > 2 * abs(found.null)
+    assert found.interval[0] < found.effect < found.interval[1]
+    assert all(torch.equal(p, q) and not p.requires_grad for p, q in zip(tiny.model.parameters(), before, strict=True))
+    with pytest.raises(ConfigError, match="expected atoms with 239 fitted"):
+        retraining_check(tiny, atoms, [0], replace(config, drop=239))

@@ -80,6 +80,26 @@ def test_a_row_does_not_depend_on_its_batch(tiny: LoadedModel, examples: list[Ex
             np.testing.assert_allclose(rows[i], alone.gradients[name][0], rtol=2e-3, atol=1e-4 * np.abs(rows[i]).max())
 
 
+def test_bfloat16_keeps_directions(tiny: LoadedModel, examples: list[Example]) -> None:
+    """Passes in bfloat16, products of components in float32."""
+    sites = find_linear(tiny)
+    fast = fit_curvature(tiny, examples, sites, CurvatureConfig(dtype="bfloat16"))
+    assert all(m.eigenvalues.dtype == torch.float32 for m in fast.modules)
+    projection = eigen_projection(fit_curvature(tiny, examples, sites), ProjectionConfig(top_k=12))
+    batch = pad([one[0] for one in tokenize(tiny, examples)], tiny.device)
+    exact, rough = (
+        WeightGradients(tiny, sites, projection, sketch=4, autocast=dtype)(batch).gradients
+        for dtype in (None, torch.bfloat16)
+    )
+    for name in exact:
+        cosine = (
+            (exact[name] * rough[name]).sum(1)
+            / np.linalg.norm(exact[name], axis=1)
+            / np.linalg.norm(rough[name], axis=1)
+        )
+        assert cosine.min() > 0.98
+
+
 def test_kept_components_are_those_of_the_definition(tiny: LoadedModel, examples: list[Example]) -> None:
     sites = find_linear(tiny, ["q_proj", "down_proj"])
     projection = eigen_projection(fit_curvature(tiny, examples, sites), ProjectionConfig(top_k=20))

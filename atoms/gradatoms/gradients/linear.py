@@ -169,7 +169,7 @@ def watch(
         site = sites[number]
 
         def after(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
                 kept = enter(number, shaped(args[0].detach(), site))
 
             def back(gradient: torch.Tensor) -> None:
