@@ -205,6 +205,7 @@ def steer(
     from gradatoms.dictionary.provenance import require_activations
     from gradatoms.errors import ConfigError
     from gradatoms.steering import Operator, Positions, generate_steered, hooks_of_layers
+    from gradatoms.weight_steps import WAYS
 
     if not weights and (way != "natural" or adapter is not None or rank != 64):
         raise ConfigError("expected --weights with --way, --adapter and --rank, got none; add --weights")
@@ -244,6 +245,8 @@ def steer(
     if weights:
         taken = {"--operator": operator != "add", "--positions": positions != "last", "--layers": bool(blocks)}
         given = [name for name, is_given in taken.items() if is_given]
+        if way not in WAYS:
+            raise ConfigError(f"expected a way of {', '.join(WAYS)}, got {way!r}")
         if given:
             raise ConfigError(
                 f"expected no option of the residual stream with --weights, got {', '.join(given)}; leave it out"

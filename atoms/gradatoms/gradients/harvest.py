@@ -132,7 +132,7 @@ def plan_harvest(
     done: frozenset[int] = frozenset()
     if out.exists():
         if not resume and shard is None:
-            raise _taken(out)
+            raise taken(out)
         store = open_store(out, lazy=True)
         differences = store.header.differences(task.header)
         if differences:
@@ -142,7 +142,8 @@ def plan_harvest(
     return task.plan(out, task.left(done, shard), task.make(choices), choices)
 
 
-def _taken(out: Path) -> OutputExistsError:
+def taken(out: Path) -> OutputExistsError:
+    """What is said where the store is there already."""
     return OutputExistsError(f"expected a new path, {out} exists; choose another, remove it, or go on with --resume")
 
 
@@ -269,7 +270,7 @@ def _open_writer(out: Path, header: StoreHeader, ranks: Ranks, *, resume: bool) 
     if ranks.rank == 0:
         try:
             if out.exists() and not resume:
-                raise _taken(out)
+                raise taken(out)
             writer = _writer(out, header, resume=resume)
         except (GradAtomsError, StoreError, OSError) as error:
             failure = error

@@ -113,12 +113,8 @@ class HarvestTask:
             )
         if weights is None:
             config = replace(config, hooks=config.hooks or (loaded.default_hook(),))
-        elif config.hooks or config.activations or config.positions != "last" or (ranks is not None and ranks.together):
-            raise ConfigError(
-                "expected no hooks, positions or activations with gradients of weights, and the model whole, got one of them; "
-                "leave them out"
-            )
         else:
+            require_document_rows(config, ranks)
             config = replace(config, share_prefixes=False)
         hooks = loaded.find_hooks(config.hooks)
         sequences, unusable = tokenize_usable(
@@ -193,6 +189,19 @@ class HarvestTask:
         reasons = counted(item.reason for item in self.unusable)
         examples, sequences = [self.examples[i] for i in left], [self.sequences[i] for i in left]
         return make_plan(examples, sequences, take, choices, self.header, out, reasons)
+
+
+def require_document_rows(config: HarvestConfig, ranks: Ranks | None = None) -> None:
+    """Refuse what rows of whole documents do not have.
+
+    Raises:
+        ConfigError: hooks, positions or activations, or a model that ranks share.
+    """
+    if config.hooks or config.activations or config.positions != "last" or (ranks is not None and ranks.together):
+        raise ConfigError(
+            "expected no hooks, positions or activations with gradients of weights, and the model whole, got one of them; "
+            "leave them out"
+        )
 
 
 def _header(

@@ -17,12 +17,12 @@ from gradatoms.errors import ConfigError
 from gradatoms.examples import Example
 from gradatoms.files import write_json
 from gradatoms.gradients.curvature import Curvature, CurvatureConfig, curvature_about, fit_curvature
-from gradatoms.gradients.harvest import HarvestReport, harvest
+from gradatoms.gradients.harvest import HarvestReport, harvest, taken
 from gradatoms.gradients.linear import LinearSite, find_linear, uncovered
 from gradatoms.gradients.plan import HarvestPlan
 from gradatoms.gradients.projection import FILE, Projection, ProjectionConfig, eigen_projection, random_projection
 from gradatoms.gradients.ranks import Ranks
-from gradatoms.gradients.task import HarvestConfig
+from gradatoms.gradients.task import HarvestConfig, require_document_rows
 from gradatoms.gradients.weights import Weights
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress, silent
@@ -71,6 +71,9 @@ def harvest_weights(
         ConfigError: no such module, or a curvature of other modules or weights; otherwise as ``harvest``.
     """
     out, ranks = Path(out), ranks or Ranks.here()
+    require_document_rows(config, ranks)
+    if out.exists() and not resume and shard is None:
+        raise taken(out)
     sites = find_linear(loaded, weights.modules)
     with ranks.group():
         path = None
