@@ -19,7 +19,7 @@ from gradatoms.gradients.residual import ResidualGradients
 from gradatoms.gradients.rows import merge_rows
 from gradatoms.gradients.sequences import OBJECTIVES, POSITIONS, TokenSequence, Unusable, tokenize_usable
 from gradatoms.gradients.skipped import counted
-from gradatoms.gradients.tuning import Choices, choose
+from gradatoms.gradients.tuning import BATCH_TOKENS, Choices, choose
 from gradatoms.gradients.weights import DOCUMENT, Weights
 from gradatoms.models import HookSite, LoadedModel
 from gradatoms_store import ACTIVATION, ExampleRecord, GradientBlock, HookSpec, Store, StoreHeader
@@ -115,7 +115,7 @@ class HarvestTask:
             config = replace(config, hooks=config.hooks or (loaded.default_hook(),))
         else:
             require_document_rows(config, ranks)
-            config = replace(config, share_prefixes=False)
+            config = replace(config, share_prefixes=False, batch_tokens=config.batch_tokens or _document_tokens(loaded))
         hooks = loaded.find_hooks(config.hooks)
         sequences, unusable = tokenize_usable(
             loaded,
@@ -189,6 +189,11 @@ class HarvestTask:
         reasons = counted(item.reason for item in self.unusable)
         examples, sequences = [self.examples[i] for i in left], [self.sequences[i] for i in left]
         return make_plan(examples, sequences, take, choices, self.header, out, reasons)
+
+
+def _document_tokens(loaded: LoadedModel) -> int:
+    """Padded tokens a batch of whole documents: the graph reaches down to the lowest module, so memory, not speed, decides."""
+    return BATCH_TOKENS.get(loaded.device.type, BATCH_TOKENS["cpu"])
 
 
 def require_document_rows(config: HarvestConfig, ranks: Ranks | None = None) -> None:
