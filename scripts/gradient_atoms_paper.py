@@ -12,7 +12,8 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from gradatoms.gradients.projection import ProjectionConfig
 from gradatoms.gradients.sequences import tokenize
 from gradatoms.gradients.task import HarvestConfig
 from gradatoms.gradients.weight_harvest import WeightConfig, harvest_weights
-from gradatoms.hooking import fast_math, predict_at
+from gradatoms.hooking import fast_math, has_bfloat16, predict_at
 from gradatoms.models import LoadedModel, load_model, load_tokenizer
 from gradatoms.steering import Meter, applied, calibrate, pad_id, steering
 from gradatoms.weight_steps import WAYS, applied_step, atom_step, calibrate_step, random_step
@@ -46,8 +47,10 @@ from instructions.questions import questions
 
 RANK, EPOCHS, LEARNING_RATE, BATCH = 8, 1, 1e-3, 16
 COMPONENTS, ATOMS, ALPHA = 50, 500, 0.1
+COARSE = 32
+"""Atoms of a second dictionary: with 500, a kind of task is divided among ten or more; these are behaviours."""
 TOP, PURE = 20, 0.8
-BUDGETS = (0.05, 0.15, 0.4)
+BUDGETS = (0.05, 0.12)
 """Nats a token on neutral prompts."""
 TOKENS = 48
 PAPER: dict[str, Any] = {
@@ -154,6 +157,8 @@ def atoms_of(out: Path) -> dict[str, Any]:
     if not (out / "mix.atoms").exists():
         fit_store(out / "mix.gstore", out / "mix.atoms", OnlineConfig(n_atoms=ATOMS, alpha=ALPHA))
     spent = time.perf_counter() - started
+    if not (out / "coarse.atoms").exists():
+        fit_store(out / "mix.gstore", out / "coarse.atoms", OnlineConfig(n_atoms=COARSE, alpha=ALPHA))
     rows = {}
     for alpha in (0.01, 0.1, 1.0):
         folder = out / f"mix-{alpha}.atoms"
@@ -163,7 +168,7 @@ def atoms_of(out: Path) -> dict[str, Any]:
         if not folder.exists() and alpha != ALPHA:
             fit_store(out / "mix.gstore", folder, OnlineConfig(n_atoms=ATOMS, alpha=alpha), checks=False)
         rows[str(alpha)] = coherence_of(load_atoms(out / "mix.atoms" if alpha == ALPHA else folder))
-    return {"seconds": spent, "by_alpha": rows}
+    return {"seconds": spent, "by_alpha": rows, "coarse": coherence_of(load_atoms(out / "coarse.atoms"))}
 
 
 def coherence_of(atoms: Atoms) -> dict[str, Any]:
@@ -191,10 +196,10 @@ def _cosine(rows: np.ndarray) -> float:
     return float(((rows.sum(axis=0) ** 2).sum() - n) / (n * (n - 1)))
 
 
-def discovery(out: Path) -> dict[str, Any]:
+def discovery(folder: Path) -> dict[str, Any]:
     """What the atoms found, on documents that the fit did not see: purity, and the F1 of each task's best atom."""
-    atoms = load_atoms(out / "mix.atoms")
-    store, codes = store_of(atoms), load_codes(out / "mix.atoms" / "codes.h5").toarray()
+    atoms = load_atoms(folder)
+    store, codes = store_of(atoms), load_codes(folder / "codes.h5").toarray()
     by_id = {r.id: r.concept or "" for r in store.iter_examples()}
     task = np.asarray([by_id[int(e)] for e in store.rows["example"]])
     split = atoms.config["holdout"]
@@ -209,14 +214,14 @@ def discovery(out: Path) -> dict[str, Any]:
             continue
         names, counts = np.unique(task[top], return_counts=True)
         scored += 1
-        pure += counts.max() / len(top) >= PURE
-        shuffled_pure += np.unique(rng.permutation(task)[top], return_counts=True)[1].max() / len(top) >= PURE
+        pure += int(counts.max() / len(top) >= PURE)
+        shuffled_pure += int(np.unique(rng.permutation(task)[top], return_counts=True)[1].max() / len(top) >= PURE)
         precision.setdefault(str(names[counts.argmax()]), []).append(float(counts.max() / len(top)))
     found, null = {}, {}
     for name in sorted(set(task.tolist())):
         found[name] = _best_f1(codes, task == name, held)
         null[name] = _best_f1(codes, rng.permutation(task) == name, held)
-    metrics = json.loads((out / "mix.atoms" / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     verdicts = [a["verdict"] for a in metrics["atoms"]]
     return {
         "pure": pure, "null_pure": shuffled_pure, "scored": scored, "f1": found, "f1_null": null,
@@ -249,8 +254,8 @@ def _f1(said: np.ndarray, true: np.ndarray) -> float:
 
 def behaviour_atoms(out: Path) -> dict[str, int]:
     """For each behaviour the atom whose 20 strongest fitted documents' answers show it most, most code first; no task type is read."""
-    atoms = load_atoms(out / "mix.atoms")
-    store, codes = store_of(atoms), load_codes(out / "mix.atoms" / "codes.h5").toarray()
+    atoms = load_atoms(out / "coarse.atoms")
+    store, codes = store_of(atoms), load_codes(out / "coarse.atoms" / "codes.h5").toarray()
     split = atoms.config["holdout"]
     codes[held_out_mask(store, split["fraction"], split["seed"])] = 0
     answers = {r.id: r.target.removesuffix("\n").removesuffix("<|im_end|>") for r in store.iter_examples()}
@@ -271,7 +276,7 @@ def behaviour_atoms(out: Path) -> dict[str, int]:
     return chosen
 
 
-def answers_to(loaded: LoadedModel, asked: Sequence[str], batch: int = 50) -> list[str]:
+def answers_to(loaded: LoadedModel, asked: Sequence[str], batch: int = 100) -> list[str]:
     """Greedy answers of the chat model, padded to the left."""
     tokenizer = loaded.tokenizer
     texts = [
@@ -284,11 +289,27 @@ def answers_to(loaded: LoadedModel, asked: Sequence[str], batch: int = 50) -> li
     found: list[str] = []
     for start in range(0, len(texts), batch):
         ids = tokenizer(texts[start : start + batch], return_tensors="pt", padding=True, add_special_tokens=False)
-        with torch.no_grad():
+        with torch.no_grad(), in_bfloat16(loaded):
             out = loaded.model.generate(**ids, max_new_tokens=TOKENS, do_sample=False, pad_token_id=pad_id(loaded))  # type: ignore[operator]
         found += [loaded.decode(row[ids.input_ids.shape[1] :].tolist()) for row in out]
     tokenizer.padding_side = before
     return found
+
+
+@contextmanager
+def in_bfloat16(loaded: LoadedModel) -> Iterator[None]:
+    """While open the model's parameters are bfloat16, where that is quicker; afterwards they are what they were."""
+    if not has_bfloat16(loaded.device.type):
+        yield
+        return
+    kept = {name: p.data for name, p in loaded.model.named_parameters()}
+    try:
+        for p in loaded.model.parameters():
+            p.data = p.data.to(torch.bfloat16)
+        yield
+    finally:
+        for name, p in loaded.model.named_parameters():
+            p.data = kept[name]
 
 
 def perplexity(loaded: LoadedModel, texts: Sequence[Example]) -> float:
@@ -313,7 +334,7 @@ def sentences() -> list[Example]:
 
 def steer(out: Path, loaded: LoadedModel, behaviour: str, atom: int, kept: Path) -> list[dict[str, Any]]:
     """Rates of a behaviour under steps of its atom, three ways and in the residual stream, at budgets of KL, either sign."""
-    atoms = load_atoms(out / "mix.atoms")
+    atoms = load_atoms(out / "coarse.atoms")
     meter = Meter(loaded, CALIBRATING, tokens=8, batch=48)
     plain_text, inviting, neutral = sentences(), *questions(behaviour)
     rows: list[dict[str, Any]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
@@ -342,7 +363,8 @@ def steer(out: Path, loaded: LoadedModel, behaviour: str, atom: int, kept: Path)
     if ("plain", 0, 0.0) not in done:
         measure("plain", 0, 0.0, 0.0, 0.0)
     for way in (*WAYS, "random"):
-        wanted = [(sign, budget) for sign in (1, -1) for budget in BUDGETS if (way, sign, budget) not in done]
+        budgets = BUDGETS[-1:] if way == "random" else BUDGETS
+        wanted = [(sign, budget) for sign in (1, -1) for budget in budgets if (way, sign, budget) not in done]
         if not wanted:
             continue
         step = random_step(atoms, seed=atom) if way == "random" else atom_step(loaded, atoms, atom, way)  # type: ignore[arg-type]
@@ -366,9 +388,9 @@ def steer(out: Path, loaded: LoadedModel, behaviour: str, atom: int, kept: Path)
 
 def activation_direction(out: Path, atom: int) -> Atom:
     """The mean activation push of the same documents, weighted by the atom's codes."""
-    atoms = load_atoms(out / "mix.atoms")
+    atoms = load_atoms(out / "coarse.atoms")
     store, other = store_of(atoms), open_store(out / "mix-activations.gstore")
-    codes = load_codes(out / "mix.atoms" / "codes.h5").toarray()[:, atom]
+    codes = load_codes(out / "coarse.atoms" / "codes.h5").toarray()[:, atom]
     weight = dict(zip((int(e) for e in store.rows["example"]), codes, strict=True))
     hook = other.hooks[0]
     total = np.zeros(other.header.hook(hook).d)
@@ -446,7 +468,8 @@ def main() -> None:
     loaded = load_model("smollm2", adapter=str(out / "adapter"))
     staged(out, "gradients", lambda: gradients(out, loaded, examples))
     staged(out, "atoms", lambda: atoms_of(out))
-    staged(out, "discovery", lambda: discovery(out))
+    staged(out, "discovery", lambda: discovery(out / "mix.atoms"))
+    staged(out, "discovery of 32", lambda: discovery(out / "coarse.atoms"))
     for behaviour, atom in staged(out, "behaviours", lambda: behaviour_atoms(out)).items():
         steer(out, loaded, behaviour, atom, out / f"steer {behaviour}.json")
         (out / "report.md").write_text(report(out), encoding="utf-8")

@@ -43,7 +43,7 @@ Way = Literal["natural", "sqrt", "documents"]
 WAYS: tuple[str, ...] = get_args(Way)
 START = 2e-3
 """Strength that a search begins with, in units of ‖W‖."""
-MOST = 2.0
+MOST = 20.0
 """Furthest strength of a search."""
 DOCUMENTS = 64
 """Documents of largest code that a step of way ``documents`` is made of."""

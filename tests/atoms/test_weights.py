@@ -346,7 +346,13 @@ def test_two_stores_share_components_only_of_one_model(
         harvest_weights(other, examples, tmp_path / "c.gstore", config, CONFIG, curvature=shared)
     with pytest.raises(ConfigError, match="expected no hooks, positions or activations"):
         harvest_weights(tiny, examples, tmp_path / "d.gstore", HarvestConfig(positions="all"), CONFIG)
-    assert not list(tmp_path.glob("[cd].gstore"))
+    with pytest.raises(ConfigError, match="expected --curvature with --shard"):
+        harvest_weights(tiny, examples, tmp_path / "d.gstore", config, CONFIG, shard=(0, 2))
+    assert not list(tmp_path.glob("[cd].gstore*"))
+    parts = HarvestConfig(unit_examples=2)
+    for i in (0, 1):
+        harvest_weights(tiny, examples, tmp_path / "e.gstore", parts, CONFIG, curvature=shared, shard=(i, 2))
+    assert open_store(tmp_path / "e.gstore").info.complete
 
 
 @pytest.fixture

@@ -74,6 +74,11 @@ def harvest_weights(
     require_document_rows(config, ranks)
     if out.exists() and not resume and shard is None:
         raise taken(out)
+    if shard is not None and curvature is None and weights.projection.kind == "eigen":
+        raise ConfigError(
+            "expected --curvature with --shard, so that all jobs have the same components, got none; harvest a part without --shard "
+            "first and name its curvature.safetensors"
+        )
     sites = find_linear(loaded, weights.modules)
     with ranks.group():
         path = None
