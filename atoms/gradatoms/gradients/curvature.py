@@ -55,7 +55,7 @@ class CurvatureConfig:
     """ε, as a share of a module's mean eigenvalue; it is added to every eigenvalue."""
     dtype: str = "float32"
     """Compute dtype: ``float32``, ``bfloat16`` autocast, or ``auto``: bfloat16 where the processor has it. Factors are float32."""
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     seed: int = 0
 
     def __post_init__(self) -> None:
