@@ -16,10 +16,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -212,7 +211,7 @@ def diff(
     both = [*one, *two]
     path, sites = out / CURVATURE, find_linear(loaded, config.weights.modules)
     about = curvature_about(loaded, both, sites, config.weights.curvature)
-    if config.weights.projection.kind == "eigen" and not (path.exists() and _is_of(path, about)):
+    if config.weights.projection.kind == "eigen" and not (path.exists() and Curvature.load(path).is_of(about)):
         fit_curvature(loaded, both, sites, config.weights.curvature, progress=progress).save(path)
     shared = path if config.weights.projection.kind == "eigen" else None
     stores = [out / "one.gstore", out / "two.gstore"]
@@ -251,11 +250,6 @@ def diff(
         },
     )  # fmt: skip
     return found
-
-
-def _is_of(path: Path, about: Mapping[str, Any]) -> bool:
-    found = Curvature.load(path).about
-    return all(found.get(key) == value for key, value in about.items())
 
 
 def _tops(atoms: Atoms, store: Store) -> list[list[Hit]]:

@@ -21,13 +21,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from gradatoms.errors import AtomsFormatError, ConfigError, GradientError
+from gradatoms.errors import ConfigError, GradientError
 from gradatoms.examples import Example
 from gradatoms.gradients.batches import TokenBatch, by_budget, pad
 from gradatoms.gradients.linear import LinearSite
+from gradatoms.gradients.module_files import load_modules, save_modules
 from gradatoms.gradients.passes import WatchedPass
 from gradatoms.gradients.sequences import TokenSequence, tokenize_usable
 from gradatoms.hooking import has_bfloat16
@@ -37,6 +36,7 @@ from gradatoms.progress import Progress, silent
 EIGENVALUES = ("kfac", "ekfac")
 FISHERS = ("sampled", "empirical")
 DTYPES = ("float32", "bfloat16", "auto")
+_TENSORS = ("Q_A", "Q_S", "eigenvalues")
 HELD = 2**24
 """Numbers of rotated gradients that are held at once."""
 
@@ -110,14 +110,8 @@ class Curvature:
 
     def save(self, path: Path) -> None:
         """Write one safetensors file; it is complete or absent at any moment."""
-        tensors = {}
-        for i, module in enumerate(self.modules):
-            for key in ("Q_A", "Q_S", "eigenvalues"):
-                tensors[f"{i}.{key}"] = getattr(module, key).contiguous()
-        about = self.about | {"modules": [[m.name, m.epsilon] for m in self.modules]}
-        partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial, metadata={"format": "pt", "curvature": json.dumps(about)})
-        partial.replace(path)
+        parts = [{key: getattr(m, key) for key in _TENSORS} for m in self.modules]
+        save_modules(path, "curvature", parts, self.about | {"modules": [[m.name, m.epsilon] for m in self.modules]})
 
     @classmethod
     def load(cls, path: Path) -> Curvature:
@@ -126,19 +120,13 @@ class Curvature:
         Raises:
             AtomsFormatError: not there, damaged or something else.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})["curvature"])
-                get = file.get_tensor
-                modules = tuple(
-                    ModuleCurvature(name, get(f"{i}.Q_A"), get(f"{i}.Q_S"), get(f"{i}.eigenvalues"), epsilon)
-                    for i, (name, epsilon) in enumerate(about.pop("modules"))
-                )
-            return cls(modules, about)
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise AtomsFormatError(
-                f"expected curvature at {path}, got {type(error).__name__}: {error}; harvest again"
-            ) from error
+        parts, about = load_modules(path, "curvature", _TENSORS)
+        named = zip(about.pop("modules"), parts, strict=True)
+        return cls(tuple(ModuleCurvature(name=n, epsilon=e, **part) for (n, e), part in named), about)
+
+    def is_of(self, about: dict[str, Any]) -> bool:
+        """Whether it was measured of what ``about`` says (``curvature_about``)."""
+        return all(self.about.get(key) == value for key, value in about.items())
 
 
 def curvature_about(

@@ -16,7 +16,6 @@ With kind ``random`` the sides are seeded sign matrices over √p in place of ei
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,14 +24,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from gradatoms.errors import AtomsFormatError, ConfigError
+from gradatoms.errors import ConfigError
 from gradatoms.gradients.curvature import Curvature
 from gradatoms.gradients.linear import LinearSite
+from gradatoms.gradients.module_files import load_modules, save_modules
 
 FILE = "projection.safetensors"
+_TENSORS = ("V_A", "V_S", "at_A", "at_S", "scale")
 KINDS = ("eigen", "random")
 Scaling = Literal["sqrt", "natural"]
 Factors = tuple[torch.Tensor, torch.Tensor]
@@ -122,14 +121,8 @@ class Projection:
 
     def save(self, path: Path) -> None:
         """Write one safetensors file."""
-        tensors = {}
-        for i, m in enumerate(self.modules):
-            for key in ("V_A", "V_S", "at_A", "at_S", "scale"):
-                tensors[f"{i}.{key}"] = getattr(m, key).contiguous()
-        about = self.about | {"modules": [[m.name, m.share] for m in self.modules]}
-        partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial, metadata={"format": "pt", "projection": json.dumps(about)})
-        partial.replace(path)
+        parts = [{key: getattr(m, key) for key in _TENSORS} for m in self.modules]
+        save_modules(path, "projection", parts, self.about | {"modules": [[m.name, m.share] for m in self.modules]})
 
     @classmethod
     def load(cls, path: Path) -> Projection:
@@ -138,27 +131,9 @@ class Projection:
         Raises:
             AtomsFormatError: not there, damaged or something else.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})["projection"])
-                get = file.get_tensor
-                modules = tuple(
-                    ModuleProjection(
-                        name,
-                        get(f"{i}.V_A"),
-                        get(f"{i}.V_S"),
-                        get(f"{i}.at_A"),
-                        get(f"{i}.at_S"),
-                        get(f"{i}.scale"),
-                        share,
-                    )
-                    for i, (name, share) in enumerate(about.pop("modules"))
-                )
-            return cls(modules, about)
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise AtomsFormatError(
-                f"expected a projection of weight gradients at {path}, got {type(error).__name__}: {error}; harvest again"
-            ) from error
+        parts, about = load_modules(path, "projection", _TENSORS)
+        named = zip(about.pop("modules"), parts, strict=True)
+        return cls(tuple(ModuleProjection(name=n, share=s, **part) for (n, s), part in named), about)
 
 
 def eigen_projection(curvature: Curvature, config: ProjectionConfig) -> Projection:

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from gradatoms.errors import ConfigError
 from gradatoms.examples import Example
@@ -112,18 +111,13 @@ def _measured(
     about = curvature_about(loaded, examples, sites, weights.curvature)
     where: Path | None = None
     if ranks.rank == 0:
-        where = next((p for p in (inside, beside) if p.exists() and _same(p, about)), None)
+        where = next((p for p in (inside, beside) if p.exists() and Curvature.load(p).is_of(about)), None)
         if where is None:
             where = beside
             fit_curvature(loaded, examples, sites, weights.curvature, progress=progress).save(beside)
     found: Path | None = ranks.from_first(where)
     assert found is not None
     return found
-
-
-def _same(path: Path, about: dict[str, Any]) -> bool:
-    found = Curvature.load(path).about
-    return all(found.get(key) == value for key, value in about.items())
 
 
 def _weights(loaded: LoadedModel, sites: Sequence[LinearSite], weights: WeightConfig, path: Path | None) -> Weights:
