@@ -2,8 +2,10 @@
 
     python scripts/gradient_atoms_paper.py --out runs/paper
 
-Each stage writes a JSON file into the folder and is passed over where that is there; ``report.md`` tells everything. Task types are
-ground truth and used to score; behaviours are looked for in the documents' answers, by the detectors that score the steering too.
+Everything is done twice: at the untuned model, whose query and value weights are differentiated (what would these documents teach?),
+and at the tuned one, whose LoRA is (the paper's way). Each stage writes a JSON file into the folder and is passed over where that is
+there; ``report.md`` tells everything. Task types are ground truth and used to score; behaviours are looked for in the documents'
+answers, by the detectors that score the steering too.
 """
 
 from __future__ import annotations
@@ -40,15 +42,15 @@ from gradatoms.gradients.weight_harvest import WeightConfig, harvest_weights
 from gradatoms.hooking import fast_math, has_bfloat16, predict_at
 from gradatoms.models import LoadedModel, load_model, load_tokenizer
 from gradatoms.steering import Meter, applied, calibrate, pad_id, steering
-from gradatoms.weight_steps import WAYS, applied_step, atom_step, calibrate_step, random_step
+from gradatoms.weight_steps import WAYS, applied_step, atom_step, blend, calibrate_step, random_step
 from gradatoms_store import SKETCH, open_store
 from instructions.detectors import BEHAVIOURS, detect
 from instructions.questions import questions
 
 RANK, EPOCHS, LEARNING_RATE, BATCH = 8, 1, 1e-3, 16
 COMPONENTS, ATOMS, ALPHA = 50, 500, 0.1
-COARSE = 32
-"""Atoms of a second dictionary: with 500, a kind of task is divided among ten or more; these are behaviours."""
+COARSE = {"untuned": OnlineConfig(n_atoms=20, k=2), "tuned": OnlineConfig(n_atoms=32, alpha=ALPHA)}
+"""A second dictionary of few atoms: with 500, a kind of task is divided among ten or more; these are behaviours."""
 TOP, PURE = 20, 0.8
 BUDGETS = (0.05, 0.12)
 """Nats a token on neutral prompts."""
@@ -158,7 +160,7 @@ def atoms_of(out: Path) -> dict[str, Any]:
         fit_store(out / "mix.gstore", out / "mix.atoms", OnlineConfig(n_atoms=ATOMS, alpha=ALPHA))
     spent = time.perf_counter() - started
     if not (out / "coarse.atoms").exists():
-        fit_store(out / "mix.gstore", out / "coarse.atoms", OnlineConfig(n_atoms=COARSE, alpha=ALPHA))
+        fit_store(out / "mix.gstore", out / "coarse.atoms", COARSE[out.name])
     rows = {}
     for alpha in (0.01, 0.1, 1.0):
         folder = out / f"mix-{alpha}.atoms"
@@ -252,8 +254,9 @@ def _f1(said: np.ndarray, true: np.ndarray) -> float:
 # Stage 4: steering
 
 
-def behaviour_atoms(out: Path) -> dict[str, int]:
-    """For each behaviour the atom whose 20 strongest fitted documents' answers show it most, most code first; no task type is read."""
+def behaviour_atoms(out: Path) -> dict[str, list[int]]:
+    """For each behaviour the atom whose 20 strongest fitted documents' answers show it most, most code first; then the others of which
+    80 % do. No task type is read."""
     atoms = load_atoms(out / "coarse.atoms")
     store, codes = store_of(atoms), load_codes(out / "coarse.atoms" / "codes.h5").toarray()
     split = atoms.config["holdout"]
@@ -266,13 +269,12 @@ def behaviour_atoms(out: Path) -> dict[str, int]:
         score = []
         for a in range(len(atoms)):
             top = np.argsort(-codes[:, a])[:TOP]
+            mass = float(codes[shows, a].sum())
             score.append(
-                (
-                    float(shows[top][codes[top, a] > 0].sum()),
-                    float(codes[shows, a].sum() / max(1e-9, codes[:, a].sum())) * float(codes[shows, a].sum()),
-                )
+                (float(shows[top][codes[top, a] > 0].sum()), mass * mass / max(1e-9, float(codes[:, a].sum())))
             )
-        chosen[behaviour] = max(range(len(atoms)), key=lambda a: score[a])
+        order = sorted(range(len(atoms)), key=lambda a: score[a], reverse=True)
+        chosen[behaviour] = [order[0], *(a for a in order[1:] if score[a][0] >= PURE * TOP)]
     return chosen
 
 
@@ -332,8 +334,12 @@ def sentences() -> list[Example]:
     ]
 
 
-def steer(out: Path, loaded: LoadedModel, behaviour: str, atom: int, kept: Path) -> list[dict[str, Any]]:
-    """Rates of a behaviour under steps of its atom, three ways and in the residual stream, at budgets of KL, either sign."""
+def steer(out: Path, loaded: LoadedModel, behaviour: str, chosen: Sequence[int], kept: Path) -> list[dict[str, Any]]:
+    """Rates of a behaviour under steps of its atom, three ways and in the residual stream, at budgets of KL, either sign.
+
+    Where it has several atoms, also under a step of all of them (way ``together``: of their documents).
+    """
+    atom = chosen[0]
     atoms = load_atoms(out / "coarse.atoms")
     meter = Meter(loaded, CALIBRATING, tokens=8, batch=48)
     plain_text, inviting, neutral = sentences(), *questions(behaviour)
@@ -362,12 +368,17 @@ def steer(out: Path, loaded: LoadedModel, behaviour: str, atom: int, kept: Path)
 
     if ("plain", 0, 0.0) not in done:
         measure("plain", 0, 0.0, 0.0, 0.0)
-    for way in (*WAYS, "random"):
+    for way in (*WAYS, *(["together"] if len(chosen) > 1 else []), "random"):
         budgets = BUDGETS[-1:] if way == "random" else BUDGETS
         wanted = [(sign, budget) for sign in (1, -1) for budget in budgets if (way, sign, budget) not in done]
         if not wanted:
             continue
-        step = random_step(atoms, seed=atom) if way == "random" else atom_step(loaded, atoms, atom, way)  # type: ignore[arg-type]
+        if way == "random":
+            step = random_step(atoms, seed=atom)
+        elif way == "together":
+            step, _ = blend([(atom_step(loaded, atoms, a, "documents"), 1.0) for a in chosen])
+        else:
+            step = atom_step(loaded, atoms, atom, way)  # type: ignore[arg-type]
         for sign, budget in wanted:
             alpha, kl = calibrate_step(meter, loaded, step, budget, sign=sign)
             with applied_step(loaded, step, alpha):
@@ -404,30 +415,43 @@ def activation_direction(out: Path, atom: int) -> Atom:
 
 def report(out: Path) -> str:
     """Everything beside the paper's tables."""
-    told = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in out.glob("*.json")}
-    a, d = told["atoms"], told["discovery"]
-    best = a["by_alpha"][str(ALPHA)]
+    tune = json.loads((out / "tune.json").read_text(encoding="utf-8"))
     lines = [
         "# Gradient Atoms in small", "",
-        f"SmolLM2-135M-Instruct, LoRA rank {RANK} on q and v, one pass over 3,000 documents ({told['tune']['first']:.2f} → "
-        f"{told['tune']['last']:.2f} nats a token); {told['gradients']['d']} components, {ATOMS} atoms.", "",
-        "## Seconds, by step", "", "| step | seconds |", "|---|---|",
-        *(f"| {k} | {v:.0f} |" for k, v in (
-            ("training", told["tune"]["seconds"]), ("curvature", told["gradients"]["curvature"]),
-            ("projected gradients", told["gradients"]["harvest"]), ("eight fits and their checks", a["seconds"]))),
-        "", "## Coherence", "", "| α | documents an atom | above 0.5 | above 0.1 | of | random sets' highest |", f"|{'---|' * 6}",
+        f"SmolLM2-135M-Instruct; a LoRA of rank {RANK} on q and v, one pass over the documents in {tune['seconds']:.0f} s "
+        f"({tune['first']:.2f} → {tune['last']:.2f} nats a token). {ATOMS} atoms.", "",
+    ]  # fmt: skip
+    for name in COARSE:
+        told = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in (out / name).glob("*.json")}
+        if {"gradients", "atoms", "discovery", "discovery of few"} <= told.keys():
+            lines += [f"## At the {name} model", "", *_found(told), *_steered(told)]
+    return "\n".join(lines) + "\n"
+
+
+def _found(told: dict[str, Any]) -> list[str]:
+    a, d, few = told["atoms"], told["discovery"], told["discovery of few"]
+    best = a["by_alpha"][str(ALPHA)]
+    return [
+        f"Seconds: curvature {told['gradients']['curvature']:.0f}, projected gradients {told['gradients']['harvest']:.0f} "
+        f"({told['gradients']['d']} components), eight fits and their checks {a['seconds']:.0f}.", "",
+        "| α | documents an atom | coherence above 0.5 | above 0.1 | of | random sets' highest |", f"|{'---|' * 6}",
         *(f"| {alpha} | {r['documents']:.1f} | {r['> 0.5']} | {r['> 0.1']} | {r.get('scored', 0)} | {number(r.get('null_highest'))} |"
           for alpha, r in a["by_alpha"].items()),
         f"| paper, 0.1 | | {PAPER['coherent']['> 0.5']} | {PAPER['coherent']['> 0.1']} | 500 | |", "",
         f"Highest: {', '.join(f'{c:.3f}' for c in best['best'])}. Verdicts: {d['real']} real, {d['weak']} weak, {d['noise']} noise.", "",
-        "## Tasks, on documents that the fit did not see", "",
-        f"Pure ({100 * PURE:.0f} % of the top {TOP} of one task): {d['pure']} of {d['scored']} atoms; shuffled {d['null_pure']}.", "",
-        "| task | F1 of its best atom | shuffled |", "|---|---|---|",
-        *(f"| {name} | {r['f1']:.2f} | {d['f1_null'][name]['f1']:.2f} |" for name, r in d["f1"].items()), "",
+        f"On documents that the fit did not see: {d['pure']} of {d['scored']} atoms are pure ({100 * PURE:.0f} % of the top {TOP} of one "
+        f"task; shuffled {d['null_pure']}); of the few, {few['pure']} of {few['scored']} ({few['null_pure']}), {few['real']} real.", "",
+        f"| task | F1 of its best of {ATOMS} atoms | shuffled | of the few | shuffled | precision of top {TOP} |", f"|{'---|' * 6}",
+        *(f"| {name} | {r['f1']:.2f} | {d['f1_null'][name]['f1']:.2f} | {few['f1'][name]['f1']:.2f} | "
+          f"{few['f1_null'][name]['f1']:.2f} | {number(few['precision_top'].get(name))} |" for name, r in d["f1"].items()), "",
     ]  # fmt: skip
-    lines += [
-        "## Steering", "", "Rate of the behaviour, % of 100 questions: highest / lowest with perplexity at most 10 % higher.", "",
-        "| behaviour | plain | natural | sqrt | documents | random | residual | paper: plain, up, down |", f"|{'---|' * 8}",
+
+
+def _steered(told: dict[str, Any]) -> list[str]:
+    ways = (*WAYS, "together", "random", "activation")
+    lines = [
+        "Rate of the behaviour, % of 100 questions: highest / lowest with perplexity at most 10 % higher.", "",
+        f"| behaviour | plain | {' | '.join(ways)} | paper: plain, up, down |", f"|{'---|' * (len(ways) + 3)}",
     ]  # fmt: skip
     for behaviour in BEHAVIOURS:
         rows = told.get(f"steer {behaviour}", [])
@@ -435,14 +459,16 @@ def report(out: Path) -> str:
             continue
         plain = next(r for r in rows if r["way"] == "plain")
         cells = []
-        for way in (*WAYS, "random", "activation"):
-            fine = [plain, *(r for r in rows if r["way"] == way and r["perplexity"] <= 1.1 * plain["perplexity"])]
-            cells.append(f"{100 * max(r['rate'] for r in fine):.0f} / {100 * min(r['rate'] for r in fine):.0f}")
+        for way in ways:
+            tried = [r for r in rows if r["way"] == way]
+            fine = [plain, *(r for r in tried if r["perplexity"] <= 1.1 * plain["perplexity"])]
+            rates = [100 * r["rate"] for r in fine]
+            cells.append(f"{max(rates):.0f} / {min(rates):.0f}" if tried else "–")
         paper = " ".join(map(str, PAPER["steering"][behaviour]))
         lines.append(
             f"| {behaviour} (atom {plain['atom']}) | {100 * plain['rate']:.0f} | {' | '.join(cells)} | {paper} |"
         )
-    return "\n".join(lines) + "\n"
+    return [*lines, ""]
 
 
 def number(value: float | None) -> str:
@@ -461,19 +487,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/paper"))
     parser.add_argument("--limit", type=int, help="documents, spread evenly")
-    out: Path = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
+    top: Path = parser.parse_args().out
+    top.mkdir(parents=True, exist_ok=True)
     examples = documents(parser.parse_args().limit)
-    staged(out, "tune", lambda: tune(out / "adapter", examples))
-    loaded = load_model("smollm2", adapter=str(out / "adapter"))
+    staged(top, "tune", lambda: tune(top / "adapter", examples))
+    for name in COARSE:
+        out = top / name
+        out.mkdir(exist_ok=True)
+        loaded = load_model("smollm2", adapter=str(top / "adapter") if name == "tuned" else None)
+        everything(out, loaded, examples)
+    (top / "report.md").write_text(report(top), encoding="utf-8")
+    print((top / "report.md").read_text(encoding="utf-8"))
+
+
+def everything(out: Path, loaded: LoadedModel, examples: Sequence[Example]) -> None:
+    """All stages at one model."""
     staged(out, "gradients", lambda: gradients(out, loaded, examples))
     staged(out, "atoms", lambda: atoms_of(out))
     staged(out, "discovery", lambda: discovery(out / "mix.atoms"))
-    staged(out, "discovery of 32", lambda: discovery(out / "coarse.atoms"))
-    for behaviour, atom in staged(out, "behaviours", lambda: behaviour_atoms(out)).items():
-        steer(out, loaded, behaviour, atom, out / f"steer {behaviour}.json")
-        (out / "report.md").write_text(report(out), encoding="utf-8")
-    print((out / "report.md").read_text(encoding="utf-8"))
+    staged(out, "discovery of few", lambda: discovery(out / "coarse.atoms"))
+    for behaviour, chosen in staged(out, "behaviours", lambda: behaviour_atoms(out)).items():
+        steer(out, loaded, behaviour, chosen, out / f"steer {behaviour}.json")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ LABELS = {0: f"{SCRIPT} \"'><b>x", 1: "javascript:alert(1) {{ 7*7 }} {% raw %}",
 N_ATOMS = 8
 
 
-def labelled_folder(model: Path, where: Path) -> Path:
+def labelled_folder(model: Path, where: Path, harvest: Callable[..., object] = harvest) -> Path:
     """Atoms of a small model with evidence and labels, on examples of which some are hostile, in ``where``."""
     loaded = load_model(str(model), device="cpu")
     examples = [*read_examples("builtin:corrections", limit=60), *HOSTILE]

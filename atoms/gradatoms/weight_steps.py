@@ -45,7 +45,7 @@ START = 2e-3
 """Strength that a search begins with, in units of ‖W‖."""
 MOST = 20.0
 """Furthest strength of a search."""
-DOCUMENTS = 64
+DOCUMENTS = 128
 """Documents of largest code that a step of way ``documents`` is made of."""
 
 
@@ -68,13 +68,19 @@ class WeightStep:
             raise ConfigError(f"expected a step with a direction, its norm is {norm}")
         return cls({name: (p / norm).float().cpu() for name, p in parts.items()})
 
-    def mixed(self, others: Sequence[tuple[WeightStep, float]]) -> WeightStep:
-        """This step plus others times their weights, at norm 1."""
-        parts = dict(self.parts)
-        for other, weight in others:
-            for name, part in other.parts.items():
-                parts[name] = parts[name] + weight * part if name in parts else weight * part
-        return WeightStep.of(parts)
+
+def blend(steps: Sequence[tuple[WeightStep, float | int]]) -> tuple[WeightStep, float]:
+    """Σ w v over several steps, as a step of norm 1, and the norm that it had.
+
+    Raises:
+        ConfigError: it is zero.
+    """
+    parts: dict[str, torch.Tensor] = {}
+    for step, weight in steps:
+        for name, part in step.parts.items():
+            parts[name] = parts[name] + weight * part if name in parts else weight * part
+    norm = float(sum(float(p.double().square().sum()) for p in parts.values())) ** 0.5
+    return WeightStep.of(parts), norm
 
 
 def require_weights(atoms: Atoms) -> Projection:

@@ -42,7 +42,7 @@ def step_weights(
     from gradatoms.dose.neutral import CALIBRATING
     from gradatoms.errors import OutputExistsError
     from gradatoms.steering import Meter
-    from gradatoms.weight_steps import atom_step, calibrate_step, generate_stepped, require_weights, step_effect
+    from gradatoms.weight_steps import atom_step, blend, calibrate_step, generate_stepped, require_weights, step_effect
 
     if adapter is not None and adapter.exists():
         raise OutputExistsError(f"expected a new path, {adapter} exists; choose another or remove it")
@@ -51,7 +51,7 @@ def step_weights(
     loaded = load_model_of(atoms, model)
     with bars() as progress:
         steps = [atom_step(loaded, atoms, atom, way, progress=progress) for atom, _ in chosen]
-    step = steps[0].mixed([(s, w) for s, (_, w) in zip(steps[1:], chosen[1:], strict=True)])
+    step, _ = blend([(s, w) for s, (_, w) in zip(steps, chosen, strict=True)])
     meter = Meter(loaded, CALIBRATING, tokens=8, batch=48)
     if strength is None:
         alpha, effect = calibrate_step(meter, loaded, step, kl)

@@ -51,6 +51,11 @@ MISSING = re.compile(
             rf"{_NEAR}{_THING}",
             rf"\b(?:if|once|when)\s+you\s+{_NEAR}\b(?:provide|share|paste|send)\s+(?:me\s+)?(?:the|your)\s+"
             rf"{_NEAR}{_THING}",
+            # The same of "it".
+            rf"\b(?:I\s*)?{_NOT}\s+(?:see|find|receive|get|locate|access|open)\s+(?:it|them)\b",
+            r"\b(?:please|could\s+you|can\s+you|would\s+you)\s+(?:go\s+ahead\s+and\s+)?"
+            r"(?:provide|share|paste|send|include|attach|add|upload|post)(?:\s+(?:it|them))?"
+            r"(?:\s+(?:again|over|here|below|to\s+me|with\s+me))?\s*[.!?]",
         )
     ),
     re.IGNORECASE,

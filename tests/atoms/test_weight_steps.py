@@ -36,6 +36,7 @@ from gradatoms.weight_steps import (
     WeightStep,
     applied_step,
     atom_step,
+    blend,
     calibrate_step,
     documents_step,
     generate_stepped,
@@ -159,9 +160,11 @@ def test_the_strength_of_a_stated_effect(tiny: LoadedModel, atoms: Atoms) -> Non
 
 def test_steps_are_mixed(tiny: LoadedModel, atoms: Atoms) -> None:
     a, b = atom_step(tiny, atoms, 0), atom_step(tiny, atoms, 1)
-    mixed = a.mixed([(b, -0.5)])
+    mixed, norm = blend([(a, 1), (b, -0.5)])
     expected = WeightStep.of({k: a.parts[k] - 0.5 * b.parts[k] for k in a.parts})
     assert all(torch.allclose(mixed.parts[k], expected.parts[k], atol=1e-6) for k in a.parts)
+    inner = sum(float((a.parts[k] * b.parts[k]).sum()) for k in a.parts)
+    assert norm == pytest.approx((1 - inner + 0.25) ** 0.5, rel=1e-5)
     assert sum(float(p.square().sum()) for p in mixed.parts.values()) == pytest.approx(1, rel=1e-5)
 
 

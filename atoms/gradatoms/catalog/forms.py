@@ -83,21 +83,23 @@ def texts_of(asked: Mapping[str, str]) -> dict[str, str]:
 
 
 def ride_of(asked: Mapping[str, str], atoms: Atoms, index: Index) -> Any:
-    """A ``wheel.Ride`` from the steer page's fields: ``prompt``, ``atoms``, ``alpha_N``, ``auto``, ``kl``, ``operator`` …
+    """A ``wheel.Ride`` from the steer page's fields: ``prompt``, ``atoms``, ``alpha_N``, ``auto``, ``kl``, ``operator``, ``way`` …
 
     Raises:
         ConfigError: beyond a cap, or no atom of this dictionary.
     """
     from gradatoms.catalog.wheel import MAX_TOKENS, Ride
     from gradatoms.steering import Operator, Positions
+    from gradatoms.weight_steps import Way
 
     chosen = chosen_atoms(asked.get("atoms", ""), len(atoms))
     if not chosen:
         raise ConfigError(f"expected atoms from 0 to {len(atoms) - 1}, got {asked.get('atoms', '')[:40]!r}")
-    operator, positions = asked.get("operator", "add"), asked.get("positions", "last")
-    for name, value, known in (("operator", operator, Operator), ("positions", positions, Positions)):
-        if value not in get_args(known):
-            raise ConfigError(f"expected {name} {', '.join(get_args(known))}, got {value[:40]!r}")
+    ways = {"operator": ("add", Operator), "positions": ("last", Positions), "way": ("natural", Way)}
+    how = {name: asked.get(name, default) for name, (default, _) in ways.items()}
+    for name, (_, known) in ways.items():
+        if how[name] not in get_args(known):
+            raise ConfigError(f"expected {name} {', '.join(get_args(known))}, got {how[name][:40]!r}")
     page = index.page(chosen[0]) or {}
     seed = asked.get("seed", "").strip()
     return Ride(
@@ -105,8 +107,9 @@ def ride_of(asked: Mapping[str, str], atoms: Atoms, index: Index) -> Any:
         atoms=tuple(chosen),
         alpha=tuple(_number(asked.get(f"alpha_{a}", "") or "1") for a in chosen),
         kl=_number(asked.get("kl", "0.5")) if asked.get("auto") == "1" else None,
-        operator=cast("Operator", operator),
-        positions=cast("Positions", positions),
+        operator=cast("Operator", how["operator"]),
+        positions=cast("Positions", how["positions"]),
+        way=cast("Way", how["way"]),
         max_tokens=_whole(asked.get("max_tokens", "40"), MAX_TOKENS),
         seed=_whole(seed, 2**31) if seed else None,
         targets=tuple((e["prompt"], e["target"]) for e in page.get("examples", ())),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from gradatoms.attribution import Attribution, Hit
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.provenance import require_activations
 from gradatoms.errors import GradientError
@@ -27,6 +28,8 @@ TOKENS = 8
 """Tokens that a lookahead shows on each side."""
 ATOMS = 6
 """Atoms of the code that are injected too, the largest first."""
+DOCUMENTS = 8
+"""Documents shown on each side, in weight space."""
 
 
 def read_gradient(
@@ -91,6 +94,35 @@ def read_gradient(
             {"token": loaded.decode([t]), "norm": float(n), "share": float(n / norms.max()), "lead": lead[i]}
             for i, (t, n) in enumerate(zip(tokens, norms, strict=True))
         ],
+    }
+
+
+def read_weight_gradient(
+    loaded: LoadedModel, index: Attribution, labels: Mapping[int, str], prompt: str, target: str
+) -> dict[str, Any]:
+    """What a text owes to which atoms and documents, in weight space.
+
+    Returns:
+        ``terms``, its atoms; ``documents`` that make the target likelier and those ``against``; ``looked_at`` of how many (``of``).
+
+    Raises:
+        UnusableExampleError: a prompt or target without tokens; GradientError: no gradient.
+    """
+    query = index.query(loaded, prompt, target)
+
+    def told(hits: Sequence[Hit]) -> list[dict[str, Any]]:
+        texts = [(h.score, index.texts[h.example]) for h in hits[:DOCUMENTS]]
+        return [
+            {"weight": score, "prompt": e.prompt, "marked": None, "target": e.target, "foil": e.foil}
+            for score, e in texts
+        ]
+
+    return {
+        "terms": [{"atom": s.atom, "label": labels.get(s.atom, ""), "weight": s.weight} for s in query.atoms],
+        "documents": told(query.documents),
+        "against": told(query.against),
+        "looked_at": query.looked_at,
+        "of": len(index.texts),
     }
 
 

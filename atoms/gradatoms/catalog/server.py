@@ -47,6 +47,7 @@ from gradatoms.progress import Progress, silent
 from gradatoms_store import StoreError, open_store
 
 if TYPE_CHECKING:
+    from gradatoms.attribution import Attribution
     from gradatoms.catalog.wheel import Ride
     from gradatoms.models import LoadedModel
     from gradatoms.projector.describe import Describer
@@ -93,6 +94,15 @@ class Shelf:
             except AtomsFormatError:
                 self._kept["describer"] = None
         found: Describer | None = self._kept["describer"]
+        return found
+
+    def attribution(self) -> Attribution:
+        """The index of documents by atoms, opened once."""
+        from gradatoms.attribution import Attribution
+
+        if "attribution" not in self._kept:
+            self._kept["attribution"] = Attribution(self.atoms)
+        found: Attribution = self._kept["attribution"]
         return found
 
     def meanings(self) -> Meanings:
@@ -153,7 +163,10 @@ def create_app(shelf: Shelf, *, hosts: Sequence[str], token: str | None = None) 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
     app.add_middleware(Guard, hosts=frozenset(h.lower() for h in hosts), token=token)
     app.state.worker, app.state.token = worker, token
-    everywhere = {"name": shelf.name, "token": token, "can_compare": bool(shelf.others or len(shelf.stores) > 1)}
+    everywhere = {
+        "name": shelf.name, "token": token, "can_compare": bool(shelf.others or len(shelf.stores) > 1),
+        "of_weights": shelf.atoms.space == "weights",
+    }  # fmt: skip
 
     def page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
         text = rendered(template, static=False, root="/", **everywhere, **values)
@@ -296,9 +309,11 @@ def create_app(shelf: Shelf, *, hosts: Sequence[str], token: str | None = None) 
 
 
 def _gradient(shelf: Shelf, loaded: LoadedModel, asked: Mapping[str, str]) -> dict[str, Any]:
-    from gradatoms.catalog.reading import read_gradient
+    from gradatoms.catalog.reading import read_gradient, read_weight_gradient
 
     texts = texts_of(asked)
+    if shelf.atoms.space == "weights":
+        return read_weight_gradient(loaded, shelf.attribution(), shelf.labels, texts["prompt"], texts["target"])
     return read_gradient(
         loaded, shelf.atoms, shelf.labels, texts["prompt"], texts["target"],
         foil=texts["foil"] or None, context=texts["context"] or None, describer=shelf.describer(loaded),

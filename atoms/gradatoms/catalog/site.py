@@ -47,7 +47,9 @@ def export_site(atoms: Atoms, out: str | Path, *, progress: Progress = silent) -
         _data(
             partial / "static" / "atoms.js", ATOM_ROWS=[_row(r) for r in rows], ATOM_MAP=index.map(most=len(rows) + 1)
         )
-        everywhere: dict[str, Any] = {"static": True, "name": name, "can_compare": False}
+        everywhere: dict[str, Any] = {
+            "static": True, "name": name, "can_compare": False, "of_weights": atoms.space == "weights",
+        }  # fmt: skip
         page = rendered(
             "site.html", root="", rows=rows[:FIRST], total=len(rows), verdicts=index.values("verdict"),
             concepts=index.values("concept")[:500], hook=atoms.hook, **everywhere,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from gradatoms.dictionary.base import Atoms
-from gradatoms.dictionary.provenance import require_activations
 from gradatoms.errors import ConfigError
 from gradatoms.lookahead import NEUTRAL
 from gradatoms.models import LoadedModel
-from gradatoms.steering import Meter, Operator, Positions, Steering, applied, calibrate, pad_id, sampling, steering
+from gradatoms.steering import Meter, Operator, Positions, applied, calibrate, pad_id, sampling, steering
+from gradatoms.weight_steps import Way, applied_step, atom_step, blend, calibrate_step
 
 MAX_TOKENS = 200
 MAX_ALPHA = 4.0
@@ -39,11 +40,13 @@ class Ride:
     prompt: str
     atoms: tuple[int, ...]
     alpha: tuple[float, ...]
-    """Strengths in units of ‖h‖; with ``kl``, how the atoms are mixed."""
+    """Strengths in units of ‖h‖, or of ‖W‖ in weight space; with ``kl``, how the atoms are mixed."""
     kl: float | None = None
     """None takes the strengths as they are; else they are scaled to this effect on the prompt's next token, nats."""
     operator: Operator = "add"
     positions: Positions = "last"
+    way: Way = "natural"
+    """From an atom to a step, in weight space; there operator and positions are not asked for."""
     max_tokens: int = 40
     seed: int | None = None
     targets: tuple[tuple[str, str], ...] = field(default=())
@@ -68,9 +71,21 @@ class Ride:
                 raise ConfigError(f"expected {expected}, got {came}")
 
 
-def ride(loaded: LoadedModel, atoms: Atoms, asked: Ride, stopped: Callable[[], bool]) -> Iterator[dict[str, Any]]:
-    """Events: ``strength`` (alpha, kl), ``plain`` and ``steered`` (the text so far), ``effects`` (on and off target), ``end``."""
-    require_activations(atoms)
+@dataclass(frozen=True)
+class _Lever:
+    """A change of the model, of a strength that is settled."""
+
+    alpha: Sequence[float]
+    on: Callable[[], AbstractContextManager[None]]
+    positions: Positions = "last"
+
+    def effect(self, loaded: LoadedModel, prompts: Sequence[str], tokens: int = 1) -> float:
+        """KL(plain ‖ changed) on prompts, nats a token."""
+        meter = Meter(loaded, prompts, positions=self.positions, tokens=tokens)
+        return float(meter.under(lambda _: self.on()).mean())
+
+
+def _of_activations(loaded: LoadedModel, atoms: Atoms, asked: Ride) -> _Lever:
     chosen = [atoms[i] for i in asked.atoms]
     alpha: Sequence[float] = asked.alpha
     if asked.kl is not None:
@@ -85,8 +100,24 @@ def ride(loaded: LoadedModel, atoms: Atoms, asked: Ride, stopped: Callable[[], b
         )
         alpha = [scale * a for a in alpha]
     what = steering(chosen, list(alpha), asked.operator, asked.positions)
-    kl = Meter(loaded, [asked.prompt], positions=asked.positions)(what)
-    yield {"kind": "strength", "alpha": [round(a, 4) for a in what.alpha], "kl": kl}
+    return _Lever(what.alpha, lambda: applied(loaded, what), asked.positions)
+
+
+def _of_weights(loaded: LoadedModel, atoms: Atoms, asked: Ride) -> _Lever:
+    steps = [atom_step(loaded, atoms, i, asked.way) for i in asked.atoms]
+    step, size = blend(list(zip(steps, asked.alpha, strict=True)))
+    scale = 1.0
+    if asked.kl is not None:
+        scale = calibrate_step(Meter(loaded, [asked.prompt], tokens=1), loaded, step, asked.kl)[0] / size
+    return _Lever([scale * a for a in asked.alpha], lambda: applied_step(loaded, step, scale * size))
+
+
+def ride(loaded: LoadedModel, atoms: Atoms, asked: Ride, stopped: Callable[[], bool]) -> Generator[dict[str, Any]]:
+    """Events: ``strength`` (alpha, kl), ``plain`` and ``steered`` (the text so far), ``effects`` (on and off target), ``end``."""
+    lever = (_of_weights if atoms.space == "weights" else _of_activations)(loaded, atoms, asked)
+    digits = 6 if atoms.space == "weights" else 4
+    kl = lever.effect(loaded, [asked.prompt])
+    yield {"kind": "strength", "alpha": [round(a, digits) for a in lever.alpha], "kl": kl}
     deadline = time.monotonic() + SECONDS
 
     def over() -> bool:
@@ -94,16 +125,16 @@ def ride(loaded: LoadedModel, atoms: Atoms, asked: Ride, stopped: Callable[[], b
 
     for text in stream(loaded, asked.prompt, asked.max_tokens, asked.seed, over):
         yield {"kind": "plain", "text": text}
-    with applied(loaded, what):
+    with lever.on():
         for text in stream(loaded, asked.prompt, asked.max_tokens, asked.seed, over):
             yield {"kind": "steered", "text": text}
     cut = over()
     if not cut:
-        yield {"kind": "effects"} | effects(loaded, what, asked.targets)
+        yield {"kind": "effects"} | _effects(loaded, lever, asked.targets)
     yield {"kind": "end", "cut": cut}
 
 
-def effects(loaded: LoadedModel, what: Steering, targets: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _effects(loaded: LoadedModel, lever: _Lever, targets: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """``on``: mean rise of log p(first target token) on examples of the atom, nats; ``off``: mean KL in neutral contexts, nats."""
     gains = []
     for prompt, target in targets[:EXAMPLES]:
@@ -112,10 +143,10 @@ def effects(loaded: LoadedModel, what: Steering, targets: Sequence[tuple[str, st
         if not wanted or not ids.shape[1]:
             continue
         plain = _last(loaded, ids)
-        with applied(loaded, what):
+        with lever.on():
             steered = _last(loaded, ids)
         gains.append(float(steered[wanted[0]] - plain[wanted[0]]))
-    off = Meter(loaded, list(NEUTRAL), positions=what.positions, tokens=2)(what)
+    off = lever.effect(loaded, list(NEUTRAL), tokens=2)
     return {"on": sum(gains) / len(gains) if gains else None, "on_examples": len(gains), "off": off}
 
 

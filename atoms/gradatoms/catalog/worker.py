@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Worker:
         async with self._my_turn():
             return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: job(self._get()))
 
-    async def stream(self, job: Callable[[LoadedModel, Job], Iterator[T]]) -> AsyncGenerator[T, None]:
+    async def stream(self, job: Callable[[LoadedModel, Job], Generator[T]]) -> AsyncGenerator[T, None]:
         """What ``job(model, job)`` yields, as it comes. Leaving early tells the job to stop, and waits for that.
 
         Raises:
@@ -90,10 +90,11 @@ class Worker:
 
             def work() -> None:
                 try:
-                    for item in job(self._get(), state):
-                        put((item,))
-                        if state.stopped:
-                            break
+                    with closing(job(self._get(), state)) as items:  # what it changed of the model is put back here
+                        for item in items:
+                            put((item,))
+                            if state.stopped:
+                                break
                     put(None)
                 except BaseException as error:  # raised again where the items are read
                     put(error)

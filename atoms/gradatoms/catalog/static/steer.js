@@ -15,8 +15,8 @@ function show(id, prompt, text) {
 
 function told(event, prompt) {
   if (event.kind === "strength") {
-    document.getElementById("strength").textContent =
-      `α ${event.alpha.join(", ")} ‖h‖; KL ${event.kl.toFixed(2)} nats on the next token.`;
+    const line = document.getElementById("strength");
+    line.textContent = `α ${event.alpha.join(", ")} ${line.dataset.unit}; KL ${event.kl.toFixed(2)} nats on the next token.`;
   } else if (event.kind === "plain" || event.kind === "steered") {
     show(event.kind, prompt, event.text);
   } else if (event.kind === "effects") {
