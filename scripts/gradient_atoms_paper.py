@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from gradatoms.gradients.task import HarvestConfig
 from gradatoms.gradients.weight_harvest import WeightConfig, harvest_weights
 from gradatoms.hooking import fast_math, has_bfloat16, predict_at
 from gradatoms.models import LoadedModel, load_model, load_tokenizer
+from gradatoms.retraining import RetrainConfig, retraining_check
 from gradatoms.steering import Meter, applied, calibrate, pad_id, steering
 from gradatoms.weight_steps import WAYS, applied_step, atom_step, blend, calibrate_step, random_step
 from gradatoms_store import SKETCH, open_store
@@ -410,6 +412,29 @@ def activation_direction(out: Path, atom: int) -> Atom:
     return Atom(-1, hook, (total / np.linalg.norm(total)).astype(np.float32))
 
 
+# Stage 5: the test of an attribution
+
+
+def retraining(out: Path) -> dict[str, Any]:
+    """The untuned model trained again and again on a fifth of the documents, without an atom's and without random ones."""
+    loaded, some = load_model("smollm2"), documents(600)
+    path = out / "few.gstore"
+    weights = WeightConfig(curvature=CurvatureConfig(dtype="auto"), sketch=0)
+    harvest_weights(loaded, some, path, HarvestConfig(dtype="auto"), weights, resume=path.exists())
+    if not (out / "few.atoms").exists():
+        fit_store(path, out / "few.atoms", OnlineConfig(n_atoms=12, k=2), checks=False)
+    atoms = load_atoms(out / "few.atoms")
+    config = RetrainConfig(drop=15, draws=4, epochs=1, learning_rate=2e-4)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        print(f"\r{stage} {done} of {total}", end="", flush=True)
+
+    started = time.perf_counter()
+    found = retraining_check(loaded, atoms, None, config, progress=progress)
+    print()
+    return asdict(found) | {"seconds": time.perf_counter() - started, "config": asdict(config)}
+
+
 # The report
 
 
@@ -425,6 +450,8 @@ def report(out: Path) -> str:
         told = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in (out / name).glob("*.json")}
         if {"gradients", "atoms", "discovery", "discovery of few"} <= told.keys():
             lines += [f"## At the {name} model", "", *_found(told), *_steered(told)]
+    if (out / "retraining.json").exists():
+        lines += _retrained(json.loads((out / "retraining.json").read_text(encoding="utf-8")))
     return "\n".join(lines) + "\n"
 
 
@@ -471,6 +498,21 @@ def _steered(told: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def _retrained(told: dict[str, Any]) -> list[str]:
+    low, high = told["interval"]
+    null_low, null_high = told["null_interval"]
+    trained = float(np.mean([r["untrained"] - r["whole"] for r in told["rows"]]))
+    return [
+        "## Training again", "",
+        f"600 documents, 12 atoms; without an atom's {told['config']['drop']} documents its held-out ones lose {told['effect']:+.3f} nats "
+        f"a document ({low:+.3f} to {high:+.3f}) more than without random ones; null {told['null']:+.3f} ({null_low:+.3f} to "
+        f"{null_high:+.3f}). Training on all gains {trained:.2f}.", "",
+        "| atom | held out | untrained | all | without its documents | without random ones |", f"|{'---|' * 6}",
+        *(f"| {r['atom']} | {r['held']} | {r['untrained']:.2f} | {r['whole']:.2f} | {r['without_own']:.2f} | "
+          f"{np.mean(r['without_random']):.2f} |" for r in told["rows"]), "",
+    ]  # fmt: skip
+
+
 def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
@@ -496,6 +538,7 @@ def main() -> None:
         out.mkdir(exist_ok=True)
         loaded = load_model("smollm2", adapter=str(top / "adapter") if name == "tuned" else None)
         everything(out, loaded, examples)
+    staged(top, "retraining", lambda: retraining(top))
     (top / "report.md").write_text(report(top), encoding="utf-8")
     print((top / "report.md").read_text(encoding="utf-8"))
 

@@ -63,7 +63,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return planted_store(tmp_path_factory.mktemp("store") / "planted.gstore")
 
 
-def planted_store(path: Path, plan: str = "c0") -> Store:
+def planted_store(path: Path, plan: str = "c0", concept: str | None = None) -> Store:
     _, pushes, first = planted(1200)
     number = np.arange(len(pushes), dtype=np.int32)
     header = StoreHeader(
@@ -76,7 +76,9 @@ def planted_store(path: Path, plan: str = "c0") -> Store:
         token=number, target=number, loss=np.where(first == 1, 7, 1).astype(np.float32),
     )  # fmt: skip
     records = [
-        ExampleRecord(id=i, prompt=f"prompt {i}", target="t", foil=None, concept=f"concept {first[i]}", meta="{}")
+        ExampleRecord(
+            id=i, prompt=f"prompt {i}", target="t", foil=None, concept=concept or f"concept {first[i]}", meta="{}"
+        )
         for i in range(len(pushes))
     ]
     with StoreWriter.create(path, header) as writer:
@@ -266,6 +268,13 @@ def test_noise_has_no_real_atoms(tmp_path: Path) -> None:
     _, report = fit_store(path, tmp_path / "a.atoms", OnlineConfig(n_atoms=48, alpha=0.2, epochs=8))
     assert report.metrics["real_share"].value <= 0.05  # type: ignore[operator]
     assert "concept_purity" not in report.metrics
+
+
+def test_where_all_share_one_concept_nothing_is_told_apart(tmp_path: Path) -> None:
+    store = planted_store(tmp_path / "s.gstore", concept="the same")
+    _, report = fit_store(store.path, tmp_path / "a.atoms", OnlineConfig(n_atoms=6, epochs=2), checks=False)
+    assert report.metrics["concept_f1"].value is None and report.metrics["probe_accuracy"].value is None
+    assert report.metrics["concept_purity"].value == 1
 
 
 def test_a_fit_in_the_way_is_not_touched_and_an_interrupted_one_goes_on(store: Store, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import resource
+import json
 import statistics
 import subprocess
 import sys
@@ -16,17 +16,21 @@ import numpy as np
 import pytest
 import torch
 
+from gradatoms.dictionary.fit import fit_store
+from gradatoms.dictionary.online import OnlineConfig
 from gradatoms.examples import Example, read_examples
 from gradatoms.gradients import HarvestConfig
 from gradatoms.gradients.batches import by_budget, pad
 from gradatoms.gradients.curvature import CurvatureConfig, fit_curvature
 from gradatoms.gradients.linear import find_linear
+from gradatoms.gradients.passes import WatchedPass
 from gradatoms.gradients.projection import Projection, ProjectionConfig, eigen_projection, random_projection
 from gradatoms.gradients.reference import weights_one_at_a_time
 from gradatoms.gradients.sequences import TokenSequence, tokenize
 from gradatoms.gradients.weight_harvest import WeightConfig, harvest_weights
 from gradatoms.gradients.weights import HOOK, WeightGradients
 from gradatoms.hooking import has_bfloat16
+from gradatoms.metric import peak_memory_bytes
 from gradatoms.models import SMOLLM2_INSTALL, SMOLLM2_PACKAGE, LoadedModel, load_model, load_tokenizer
 
 DOCUMENTS, REPEATS, ASKED = 48, 3, 5.0
@@ -82,6 +86,17 @@ def test_against_the_loop(smollm2: LoadedModel) -> None:
     print(f"\n{len(branches)} documents, {tokens} tokens, {len(sites)} modules, {projection.d} components")
     print(
         f"one at a time, whole: {len(branches) / loop:.1f} documents/s ({len(branches) / spread[1]:.1f} to {len(branches) / spread[0]:.1f})"
+    )
+    bare = WatchedPass(smollm2, sites)
+
+    def passes() -> None:
+        for group in by_budget(branches, 1024):
+            bare.run(pad(group, smollm2.device), lambda *_: None, lambda *_: None)
+
+    alone, low, high = median_seconds(passes)
+    print(
+        f"the same passes without any weight gradient, float32: {len(branches) / alone:.1f} documents/s "
+        f"({len(branches) / high:.1f} to {len(branches) / low:.1f}), {loop / alone:.1f} times the loop: no batched way can do better"
     )
     expected = whole_then_projected(smollm2, sequences, projection)
     for name, dtype, sketch in (
@@ -158,8 +173,8 @@ def test_against_bergson(smollm2: LoadedModel, tmp_path: Path) -> None:
     )
 
 
-def test_memory_of_5000_documents(tmp_path: Path) -> None:
-    """Peak resident memory of a whole harvest in a process of its own, less that of the model loaded and run once."""
+def test_memory_and_seconds_of_5000_documents(tmp_path: Path) -> None:
+    """Harvest and fit in a process of their own: peak resident memory less that of the model loaded and run once; seconds by step."""
     if importlib.util.find_spec(SMOLLM2_PACKAGE) is None:
         pytest.skip(f"needs the packaged weights: {SMOLLM2_INSTALL}")
     found = {}
@@ -170,26 +185,43 @@ def test_memory_of_5000_documents(tmp_path: Path) -> None:
             text=True,
             check=True,
         )
-        found[n] = [float(x) for x in done.stdout.split()[-2:]]
-    for n in (500, MEMORY):
-        peak, seconds = found[n]
-        print(
-            f"\n{n} documents: {(peak - found[0][0]) / 1e9:.2f} GB beyond the model (goal 2), {n / seconds:.1f} documents/s"
-        )
+        found[n] = json.loads(done.stdout.splitlines()[-1])
+        if n:
+            beyond = {stage: (peak - found[0]["peak"]["model"]) / 1e9 for stage, peak in found[n]["peak"].items()}
+            print(
+                f"\n{n} documents: GB beyond the model until the end of "
+                + ", ".join(f"{stage} {gb:.2f}" for stage, gb in beyond.items())
+                + " (goal 2); "
+                + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in found[n]["seconds"].items())
+            )
 
 
-def _harvest(n: int, out: str) -> None:
+def _pipeline(n: int, out: str) -> None:
+    """Prints, as JSON, the highest resident memory so far and the seconds of each stage."""
     loaded = load_model("smollm2")
     with torch.no_grad():
         loaded.model(torch.ones(1, 64, dtype=torch.long))
-    started = time.perf_counter()
+    peak, seconds, started = {"model": peak_memory_bytes()}, {}, time.perf_counter()
+    told: dict[str, float] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if done == total:
+            told[stage] = time.perf_counter() - started
+
     if n:
         few = documents(3000)
         examples = [few[i % len(few)] for i in range(n)]
-        config = WeightConfig(curvature=CurvatureConfig(dtype="auto", examples=500))
-        harvest_weights(loaded, examples, out, HarvestConfig(dtype="auto"), config)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter() - started)
+        started = time.perf_counter()
+        config = WeightConfig(curvature=CurvatureConfig(dtype="auto", examples=1000))
+        harvest_weights(loaded, examples, out, HarvestConfig(dtype="auto"), config, progress=progress)
+        peak["gradients"] = peak_memory_bytes()
+        whole = time.perf_counter() - started
+        seconds = {"curvature": told["curvature"], "projected gradients": whole - told["curvature"]}
+        fit_store(out, Path(out).with_suffix(".atoms"), OnlineConfig(n_atoms=500))
+        peak["eight fits and checks"] = peak_memory_bytes()
+        seconds["eight fits and checks"] = time.perf_counter() - started - whole
+    print(json.dumps({"peak": peak, "seconds": seconds}))
 
 
 if __name__ == "__main__":
-    _harvest(int(sys.argv[1]), sys.argv[2])
+    _pipeline(int(sys.argv[1]), sys.argv[2])

@@ -16,7 +16,7 @@ PURE = 0.8
 PROBED = 5
 """Atoms that a sparse probe may use for a concept."""
 LEAST = 4
-"""Rows that a concept needs in either half to be probed."""
+"""Rows of a concept, and of others, that are needed in either half to probe it."""
 
 
 def purity(concepts: Shaped[np.ndarray, " N"]) -> float:
@@ -56,9 +56,7 @@ def concept_metrics(
         better="lower", n=len(counts),
         note=f"pure atoms of a concept that has any ({len(counts)} of {len(names)} concepts have); null: shuffled concepts",
     )  # fmt: skip
-    tested = [
-        c for c in range(len(names)) if (number[half] == c).sum() >= LEAST and (number[~half] == c).sum() >= LEAST
-    ]
+    tested = [c for c in range(len(names)) if all(_both(number[h] == c) for h in (half, ~half))]
     halves = "on one half of the held-out rows and scored on the other; null: shuffled concepts"
     for name, score, note in (
         ("concept_f1", _best_f1, f"F1 of a concept's best atom, chosen with its threshold {halves}"),
@@ -75,6 +73,11 @@ def concept_metrics(
             n=len(values), note=note,
         )  # fmt: skip
     return found
+
+
+def _both(is_concept: Bool[np.ndarray, " n"]) -> bool:
+    """Whether enough rows are of a concept, and enough of others, to tell them apart."""
+    return bool(LEAST <= is_concept.sum() <= len(is_concept) - LEAST)
 
 
 def mean(values: Sequence[float | int | bool]) -> float:
