@@ -33,7 +33,7 @@ from gradatoms.dictionary.provenance import require_same_model
 from gradatoms.errors import ConfigError, OutputExistsError
 from gradatoms.examples import Example
 from gradatoms.files import write_json
-from gradatoms.gradients.curvature import Curvature, curvature_about, fit_curvature
+from gradatoms.gradients.curvature import Curvature, CurvatureConfig, curvature_about, fit_curvature
 from gradatoms.gradients.harvest import is_complete
 from gradatoms.gradients.linear import find_linear
 from gradatoms.gradients.task import HarvestConfig
@@ -57,10 +57,12 @@ ACTIVE = 0.1
 class AuditConfig:
     """How a data set is audited."""
 
-    weights: WeightConfig = field(default_factory=WeightConfig)
-    fit: OnlineConfig = field(default_factory=lambda: OnlineConfig(n_atoms=128))
+    weights: WeightConfig = field(default_factory=lambda: WeightConfig(curvature=CurvatureConfig(dtype="auto")))
+    fit: OnlineConfig = field(default_factory=lambda: OnlineConfig(n_atoms=32, k=2))
     evidence: EvidenceConfig = field(default_factory=lambda: EvidenceConfig(contexts=3, random=8))
     batch_tokens: int | None = None
+    dtype: str = "auto"
+    """Compute dtype of the gradients: bfloat16 where the processor has it, which changes rows by some 4 %."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def _harvested(
     curvature: Path | None,
     progress: Progress,
 ) -> None:
-    harvest_config = HarvestConfig(batch_tokens=config.batch_tokens)
+    harvest_config = HarvestConfig(batch_tokens=config.batch_tokens, dtype=config.dtype)
     harvest_weights(
         loaded,
         examples,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -165,7 +165,7 @@ def audit(
     model: Model = "smollm2",
     adapter: Adapter = None,
     modules: Modules = None,
-    n_atoms: NAtoms = 128,
+    n_atoms: NAtoms = 32,
     teacher: Teacher = "rule",
     limit: Limit = None,
     drop: Annotated[
@@ -216,7 +216,7 @@ def diff(
     model: Model = "smollm2",
     adapter: Adapter = None,
     modules: Modules = None,
-    n_atoms: NAtoms = 128,
+    n_atoms: NAtoms = 32,
     teacher: Teacher = "rule",
     limit: Limit = None,
     json: Json = False,
@@ -259,11 +259,10 @@ def _read(
 
 def _config(modules: str | None, n_atoms: int) -> AuditConfig:
     from gradatoms.audit import AuditConfig
-    from gradatoms.dictionary.online import OnlineConfig
-    from gradatoms.gradients.weight_harvest import WeightConfig
 
     chosen = tuple(m.strip() for m in (modules or "").split(",") if m.strip())
-    return AuditConfig(weights=WeightConfig(modules=chosen), fit=OnlineConfig(n_atoms=n_atoms))
+    config = AuditConfig()
+    return replace(config, weights=replace(config.weights, modules=chosen), fit=replace(config.fit, n_atoms=n_atoms))
 
 
 def _teacher(name: str) -> LabelTeacher:

@@ -11,7 +11,7 @@ from gradatoms.labels.evidence import Evidence, Shown, TokenShift
 from gradatoms.labels.label import MAX_WORDS, POLARITIES, Label, LabelFailure, Result, Variant
 from gradatoms.labels.prompt_files import load_prompt, quoted_end, quoted_start
 from gradatoms.labels.schema import Schema
-from gradatoms.labels.teacher import Teacher
+from gradatoms.labels.teacher import Teacher, require_no_options
 
 ANSWER: Schema = {
     "type": "object",
@@ -97,10 +97,7 @@ def make_chat(spec: str, **remote_options: Any) -> Chat:
     if kind == "local" and (model or spec == "local"):
         from gradatoms.labels.local import LocalChat
 
-        if remote_options:
-            raise ConfigError(
-                f"expected no option of a server with {spec}, got {', '.join(remote_options)}; leave them out"
-            )
+        require_no_options(spec, remote_options)
         return LocalChat(model or "smollm2")
     if kind == "openai" and model:
         from gradatoms.labels.remote import RemoteChat

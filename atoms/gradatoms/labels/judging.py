@@ -8,6 +8,7 @@ from typing import Any
 from gradatoms.errors import ConfigError
 from gradatoms.labels.judges import EmbeddingJudge, Judge
 from gradatoms.labels.likelihood import LikelihoodJudge
+from gradatoms.labels.teacher import require_no_options
 from gradatoms.models import LoadedModel
 
 
@@ -22,10 +23,8 @@ def make_judge(name: str, *, load: Callable[[], LoadedModel], **remote_options: 
         ConfigError: no such judge, or it is not installed.
     """
     kind, _, model = name.partition(":")
-    if remote_options and kind != "openai":
-        raise ConfigError(
-            f"expected no option of a server with judge {name}, got {', '.join(remote_options)}; leave them out"
-        )
+    if kind != "openai":
+        require_no_options(f"judge {name}", remote_options)
     if name == "auto":
         return EmbeddingJudge() if EmbeddingJudge.installed() else LikelihoodJudge(load())
     if kind == "embedding":

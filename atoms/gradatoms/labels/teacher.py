@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from gradatoms.errors import ConfigError
 from gradatoms.labels.evidence import Evidence
@@ -37,11 +37,17 @@ def make_teacher(name: str, **options: object) -> Teacher:
     from gradatoms.labels.rule import RuleTeacher
 
     if name == "rule":
-        if options:
-            raise ConfigError(f"expected no option of a server with rule, got {', '.join(options)}; leave them out")
+        require_no_options(name, options)
         return RuleTeacher()
     if name.partition(":")[0] in ("local", "openai"):
         from gradatoms.labels.chat_teacher import ChatTeacher, make_chat
 
         return ChatTeacher(make_chat(name, **options))
     raise ConfigError(f"expected a teacher of rule, local, local:MODEL, openai:MODEL, got {name!r}")
+
+
+def require_no_options(name: str, options: Iterable[str]) -> None:
+    """Raise a ConfigError where options of a server are given to something that has none."""
+    given = ", ".join(options)
+    if given:
+        raise ConfigError(f"expected no option of a server with {name}, got {given}; leave them out")
