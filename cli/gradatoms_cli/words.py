@@ -190,8 +190,8 @@ def steer(
         bool, typer.Option("--weights", help="Atoms of weight gradients: a step of the weights; α in units of ‖W‖.")
     ] = False,
     way: Annotated[
-        str, typer.Option(help="With --weights: natural, sqrt, or documents (their gradients, preconditioned).")
-    ] = "natural",
+        str, typer.Option(help="With --weights: documents (their gradients, preconditioned), natural, or sqrt.")
+    ] = "documents",
     adapter: Annotated[
         Path | None, typer.Option(help="With --weights: write the step as a LoRA adapter; the prompt may be left out.")
     ] = None,
@@ -207,7 +207,7 @@ def steer(
     from gradatoms.steering import Operator, Positions, generate_steered, hooks_of_layers
     from gradatoms.weight_steps import WAYS
 
-    if not weights and (way != "natural" or adapter is not None or rank != 64):
+    if not weights and (way != "documents" or adapter is not None or rank != 64):
         raise ConfigError("expected --weights with --way, --adapter and --rank, got none; add --weights")
     if curve:
         others = {
