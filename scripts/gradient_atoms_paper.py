@@ -416,15 +416,15 @@ def activation_direction(out: Path, atom: int) -> Atom:
 
 
 def retraining(out: Path) -> dict[str, Any]:
-    """The untuned model trained again and again on a fifth of the documents, without an atom's and without random ones."""
-    loaded, some = load_model("smollm2"), documents(600)
+    """The untuned model trained again and again on some of the documents, without an atom's and without random ones."""
+    loaded, some = load_model("smollm2"), documents(400)
     path = out / "few.gstore"
     weights = WeightConfig(curvature=CurvatureConfig(dtype="auto"), sketch=0)
     harvest_weights(loaded, some, path, HarvestConfig(dtype="auto"), weights, resume=path.exists())
     if not (out / "few.atoms").exists():
         fit_store(path, out / "few.atoms", OnlineConfig(n_atoms=12, k=2), checks=False)
     atoms = load_atoms(out / "few.atoms")
-    config = RetrainConfig(drop=15, draws=4, epochs=1, learning_rate=2e-4)
+    config = RetrainConfig(drop=12, draws=3, epochs=1, learning_rate=2e-4)
 
     def progress(stage: str, done: int, total: int) -> None:
         print(f"\r{stage} {done} of {total}", end="", flush=True)
@@ -504,7 +504,7 @@ def _retrained(told: dict[str, Any]) -> list[str]:
     trained = float(np.mean([r["untrained"] - r["whole"] for r in told["rows"]]))
     return [
         "## Training again", "",
-        f"600 documents, 12 atoms; without an atom's {told['config']['drop']} documents its held-out ones lose {told['effect']:+.3f} nats "
+        f"400 documents, 12 atoms; without an atom's {told['config']['drop']} documents its held-out ones lose {told['effect']:+.3f} nats "
         f"a document ({low:+.3f} to {high:+.3f}) more than without random ones; null {told['null']:+.3f} ({null_low:+.3f} to "
         f"{null_high:+.3f}). Training on all gains {trained:.2f}.", "",
         "| atom | held out | untrained | all | without its documents | without random ones |", f"|{'---|' * 6}",
