@@ -95,7 +95,7 @@ def ride_of(asked: Mapping[str, str], atoms: Atoms, index: Index) -> Any:
     chosen = chosen_atoms(asked.get("atoms", ""), len(atoms))
     if not chosen:
         raise ConfigError(f"expected atoms from 0 to {len(atoms) - 1}, got {asked.get('atoms', '')[:40]!r}")
-    ways = {"operator": ("add", Operator), "positions": ("last", Positions), "way": ("natural", Way)}
+    ways = {"operator": ("add", Operator), "positions": ("last", Positions), "way": ("documents", Way)}
     how = {name: asked.get(name, default) for name, (default, _) in ways.items()}
     for name, (_, known) in ways.items():
         if how[name] not in get_args(known):

@@ -45,7 +45,7 @@ class Ride:
     """None takes the strengths as they are; else they are scaled to this effect on the prompt's next token, nats."""
     operator: Operator = "add"
     positions: Positions = "last"
-    way: Way = "natural"
+    way: Way = "documents"
     """From an atom to a step, in weight space; there operator and positions are not asked for."""
     max_tokens: int = 40
     seed: int | None = None
