@@ -33,6 +33,7 @@ from gradatoms.gradients.task import HarvestConfig, example_of
 from gradatoms.gradients.weights import document_rows
 from gradatoms.models import LoadedModel
 from gradatoms.weight_steps import require_weights
+from gradatoms_store import Store
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Attribution:
     @cached_property
     def texts(self) -> dict[int, Example]:
         """The documents by id."""
-        return {record.id: example_of(record) for record in self.store.iter_examples()}
+        return texts_of(self.store)
 
     def atoms_of(self, example: int) -> list[Share]:
         """The atoms of a document, largest first: with positive weight those it pushes toward, with negative those it pushes away from.
@@ -161,6 +162,11 @@ class Attribution:
     def _scores(self, q: Float[np.ndarray, " K"], rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         toward = self.atoms.W_dec @ (q @ self.atoms.W_dec)
         return np.asarray(csr_array(self.codes[rows]) @ toward) if len(rows) else np.zeros(0)
+
+
+def texts_of(store: Store) -> dict[int, Example]:
+    """The documents of a store by id."""
+    return {record.id: example_of(record) for record in store.iter_examples()}
 
 
 def gradients_of(

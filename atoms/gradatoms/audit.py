@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradatoms.attribution import Attribution, Hit
+from gradatoms.attribution import Attribution, Hit, texts_of
 from gradatoms.catalog.compare import compare_stores, spectrum
 from gradatoms.dictionary.base import Atoms
 from gradatoms.dictionary.fit import fit_store
@@ -223,7 +223,7 @@ def diff(
     atoms = _labelled(loaded, stores, out / "both.atoms", config, teacher, progress)
     opened = [open_store(store) for store in stores]
     spectra = [spectrum(atoms, store) for store in opened]
-    labels, texts = label_texts(load_labels(out / "both.atoms")), [_examples(store) for store in opened]
+    labels, texts = label_texts(load_labels(out / "both.atoms")), [texts_of(store) for store in opened]
     verdicts = _verdicts(out / "both.atoms")
     tops = [_tops(atoms, store) for store in opened]
     rows = sorted(compare_stores(*spectra), key=lambda r: -abs(r["z"]))
@@ -267,12 +267,6 @@ def _tops(atoms: Atoms, store: Store) -> list[list[Hit]]:
             ]
             best[a] = sorted([*best[a], *new], key=lambda item: (-item[0], item[1]))[:SHOWN]
     return [[Hit(e, v) for v, e in items] for items in best]
-
-
-def _examples(store: Store) -> dict[int, Example]:
-    from gradatoms.gradients.task import example_of
-
-    return {record.id: example_of(record) for record in store.iter_examples()}
 
 
 def _verdicts(folder: Path) -> dict[int, str]:
