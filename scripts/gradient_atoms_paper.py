@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from gradatoms.dictionary.base import Atom, Atoms
+from gradatoms.dictionary.concepts import best_f1
 from gradatoms.dictionary.fit import fit_store
 from gradatoms.dictionary.io import load_atoms, load_codes
 from gradatoms.dictionary.online import OnlineConfig
@@ -46,6 +47,7 @@ from gradatoms.retraining import RetrainConfig, retraining_check
 from gradatoms.steering import Meter, applied, calibrate, pad_id, steering
 from gradatoms.weight_steps import WAYS, applied_step, atom_step, blend, calibrate_step, random_step
 from gradatoms_store import SKETCH, open_store
+from gradient_atoms_report import report
 from instructions.detectors import BEHAVIOURS, detect
 from instructions.questions import questions
 
@@ -57,14 +59,6 @@ TOP, PURE = 20, 0.8
 BUDGETS = (0.05, 0.12)
 """Nats a token on neutral prompts."""
 TOKENS = 48
-PAPER: dict[str, Any] = {
-    "coherent": {"> 0.5": 5, "> 0.1": 43, "of": 500},
-    "steering": {
-        "yes or no": (39, 51, 0), "code": (42, 58, 28), "missing input": (50, 55, 0), "bulleted list": (33, 94, 0),
-        "numbered list": (58, 59, 8),
-    },
-}  # fmt: skip
-"""Its tables 1 and 4: atoms by coherence; baseline, best up, best down, %."""
 
 
 def documents(limit: int | None = None) -> list[Example]:
@@ -203,7 +197,8 @@ def _cosine(rows: np.ndarray) -> float:
 def discovery(folder: Path) -> dict[str, Any]:
     """What the atoms found, on documents that the fit did not see: purity, and the F1 of each task's best atom."""
     atoms = load_atoms(folder)
-    store, codes = store_of(atoms), load_codes(folder / "codes.h5").toarray()
+    store, sparse = store_of(atoms), load_codes(folder / "codes.h5")
+    codes = sparse.toarray()
     by_id = {r.id: r.concept or "" for r in store.iter_examples()}
     task = np.asarray([by_id[int(e)] for e in store.rows["example"]])
     split = atoms.config["holdout"]
@@ -221,10 +216,11 @@ def discovery(folder: Path) -> dict[str, Any]:
         pure += int(counts.max() / len(top) >= PURE)
         shuffled_pure += int(np.unique(rng.permutation(task)[top], return_counts=True)[1].max() / len(top) >= PURE)
         precision.setdefault(str(names[counts.argmax()]), []).append(float(counts.max() / len(top)))
-    found, null = {}, {}
+    found: dict[str, dict[str, Any]] = {}
+    null: dict[str, dict[str, Any]] = {}
     for name in sorted(set(task.tolist())):
-        found[name] = _best_f1(codes, task == name, held)
-        null[name] = _best_f1(codes, rng.permutation(task) == name, held)
+        for f1, of in ((found, task), (null, rng.permutation(task))):
+            f1[name] = dict(zip(("atom", "f1"), best_f1(sparse, of == name, ~held), strict=True))
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     verdicts = [a["verdict"] for a in metrics["atoms"]]
     return {
@@ -233,24 +229,6 @@ def discovery(folder: Path) -> dict[str, Any]:
         "real": verdicts.count("real"), "weak": verdicts.count("weak"), "noise": verdicts.count("noise"),
         "metrics": metrics["metrics"],
     }  # fmt: skip
-
-
-def _best_f1(codes: np.ndarray, is_task: np.ndarray, held: np.ndarray) -> dict[str, float]:
-    """The atom and threshold of largest F1 on fitted documents, scored on held-out ones."""
-    best = (0.0, 0, 0.0)
-    fitted = ~held
-    for a in np.flatnonzero((codes[fitted] > 0).any(axis=0)):
-        values = codes[fitted, a]
-        for bar in np.quantile(values[values > 0], (0.0, 0.25, 0.5, 0.75)) * (1 - 1e-6):
-            score = _f1(values > bar, is_task[fitted])
-            if score > best[0]:
-                best = (score, int(a), float(bar))
-    return {"atom": best[1], "f1": _f1(codes[held, best[1]] > best[2], is_task[held])}
-
-
-def _f1(said: np.ndarray, true: np.ndarray) -> float:
-    both = float((said & true).sum())
-    return 2 * both / max(1.0, float(said.sum() + true.sum()))
 
 
 # Stage 4: steering
@@ -435,86 +413,7 @@ def retraining(out: Path) -> dict[str, Any]:
     return asdict(found) | {"seconds": time.perf_counter() - started, "config": asdict(config)}
 
 
-# The report
-
-
-def report(out: Path) -> str:
-    """Everything beside the paper's tables."""
-    tune = json.loads((out / "tune.json").read_text(encoding="utf-8"))
-    lines = [
-        "# Gradient Atoms in small", "",
-        f"SmolLM2-135M-Instruct; a LoRA of rank {RANK} on q and v, one pass over the documents in {tune['seconds']:.0f} s "
-        f"({tune['first']:.2f} → {tune['last']:.2f} nats a token). {ATOMS} atoms.", "",
-    ]  # fmt: skip
-    for name in COARSE:
-        told = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in (out / name).glob("*.json")}
-        if {"gradients", "atoms", "discovery", "discovery of few"} <= told.keys():
-            lines += [f"## At the {name} model", "", *_found(told), *_steered(told)]
-    if (out / "retraining.json").exists():
-        lines += _retrained(json.loads((out / "retraining.json").read_text(encoding="utf-8")))
-    return "\n".join(lines) + "\n"
-
-
-def _found(told: dict[str, Any]) -> list[str]:
-    a, d, few = told["atoms"], told["discovery"], told["discovery of few"]
-    best = a["by_alpha"][str(ALPHA)]
-    return [
-        f"Seconds: curvature {told['gradients']['curvature']:.0f}, projected gradients {told['gradients']['harvest']:.0f} "
-        f"({told['gradients']['d']} components), eight fits and their checks {a['seconds']:.0f}.", "",
-        "| α | documents an atom | coherence above 0.5 | above 0.1 | of | random sets' highest |", f"|{'---|' * 6}",
-        *(f"| {alpha} | {r['documents']:.1f} | {r['> 0.5']} | {r['> 0.1']} | {r.get('scored', 0)} | {number(r.get('null_highest'))} |"
-          for alpha, r in a["by_alpha"].items()),
-        f"| paper, 0.1 | | {PAPER['coherent']['> 0.5']} | {PAPER['coherent']['> 0.1']} | 500 | |", "",
-        f"Highest: {', '.join(f'{c:.3f}' for c in best['best'])}. Verdicts: {d['real']} real, {d['weak']} weak, {d['noise']} noise.", "",
-        f"On documents that the fit did not see: {d['pure']} of {d['scored']} atoms are pure ({100 * PURE:.0f} % of the top {TOP} of one "
-        f"task; shuffled {d['null_pure']}); of the few, {few['pure']} of {few['scored']} ({few['null_pure']}), {few['real']} real.", "",
-        f"| task | F1 of its best of {ATOMS} atoms | shuffled | of the few | shuffled | precision of top {TOP} |", f"|{'---|' * 6}",
-        *(f"| {name} | {r['f1']:.2f} | {d['f1_null'][name]['f1']:.2f} | {few['f1'][name]['f1']:.2f} | "
-          f"{few['f1_null'][name]['f1']:.2f} | {number(few['precision_top'].get(name))} |" for name, r in d["f1"].items()), "",
-    ]  # fmt: skip
-
-
-def _steered(told: dict[str, Any]) -> list[str]:
-    ways = (*WAYS, "together", "random", "activation")
-    lines = [
-        "Rate of the behaviour, % of 100 questions: highest / lowest with perplexity at most 10 % higher.", "",
-        f"| behaviour | plain | {' | '.join(ways)} | paper: plain, up, down |", f"|{'---|' * (len(ways) + 3)}",
-    ]  # fmt: skip
-    for behaviour in BEHAVIOURS:
-        rows = told.get(f"steer {behaviour}", [])
-        if not rows:
-            continue
-        plain = next(r for r in rows if r["way"] == "plain")
-        cells = []
-        for way in ways:
-            tried = [r for r in rows if r["way"] == way]
-            fine = [plain, *(r for r in tried if r["perplexity"] <= 1.1 * plain["perplexity"])]
-            rates = [100 * r["rate"] for r in fine]
-            cells.append(f"{max(rates):.0f} / {min(rates):.0f}" if tried else "–")
-        paper = " ".join(map(str, PAPER["steering"][behaviour]))
-        lines.append(
-            f"| {behaviour} (atom {plain['atom']}) | {100 * plain['rate']:.0f} | {' | '.join(cells)} | {paper} |"
-        )
-    return [*lines, ""]
-
-
-def _retrained(told: dict[str, Any]) -> list[str]:
-    low, high = told["interval"]
-    null_low, null_high = told["null_interval"]
-    trained = float(np.mean([r["untrained"] - r["whole"] for r in told["rows"]]))
-    return [
-        "## Training again", "",
-        f"400 documents, 12 atoms; without an atom's {told['config']['drop']} documents its held-out ones lose {told['effect']:+.3f} nats "
-        f"a document ({low:+.3f} to {high:+.3f}) more than without random ones; null {told['null']:+.3f} ({null_low:+.3f} to "
-        f"{null_high:+.3f}). Training on all gains {trained:.2f}.", "",
-        "| atom | held out | untrained | all | without its documents | without random ones |", f"|{'---|' * 6}",
-        *(f"| {r['atom']} | {r['held']} | {r['untrained']:.2f} | {r['whole']:.2f} | {r['without_own']:.2f} | "
-          f"{np.mean(r['without_random']):.2f} |" for r in told["rows"]), "",
-    ]  # fmt: skip
-
-
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+# All of it
 
 
 def staged(out: Path, name: str, make: Callable[[], Any]) -> Any:
@@ -539,7 +438,8 @@ def main() -> None:
         loaded = load_model("smollm2", adapter=str(top / "adapter") if name == "tuned" else None)
         everything(out, loaded, examples)
     staged(top, "retraining", lambda: retraining(top))
-    (top / "report.md").write_text(report(top), encoding="utf-8")
+    settings = {"rank": RANK, "atoms": ATOMS, "alpha": ALPHA, "top": TOP, "pure": PURE}
+    (top / "report.md").write_text(report(top, COARSE, settings), encoding="utf-8")
     print((top / "report.md").read_text(encoding="utf-8"))
 
 

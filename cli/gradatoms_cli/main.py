@@ -63,9 +63,7 @@ def main() -> None:
     """Run a command; what goes wrong on purpose is one line and exit code 1, Ctrl-C is 130, SIGTERM 143."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault(
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"
-    )  # 1,024 shapes of batches, by default, take gigabytes
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")  # of 1,024 shapes, as by default, it takes gigabytes
     terminated = False
 
     def terminate(*_: Any) -> None:

@@ -185,7 +185,7 @@ def test_memory_and_seconds_of_5000_documents(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=True,
-            env=os.environ | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"},  # as the command line sets it
+            env=os.environ | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"},  # as the command line sets it
         )
         found[n] = json.loads(done.stdout.splitlines()[-1])
         if n:

@@ -59,7 +59,7 @@ def concept_metrics(
     tested = [c for c in range(len(names)) if all(_both(number[h] == c) for h in (half, ~half))]
     halves = "on one half of the held-out rows and scored on the other; null: shuffled concepts"
     for name, score, note in (
-        ("concept_f1", _best_f1, f"F1 of a concept's best atom, chosen with its threshold {halves}"),
+        ("concept_f1", lambda *of: best_f1(*of)[1], f"F1 of a concept's best atom, chosen with its threshold {halves}"),
         (
             "probe_accuracy",
             _probe,
@@ -94,11 +94,11 @@ def _atoms_per_concept(tops: Sequence[np.ndarray], number: Int[np.ndarray, " N"]
     return list(counts.values())
 
 
-def _best_f1(codes: Codes, is_concept: Bool[np.ndarray, " N"], half: Bool[np.ndarray, " N"]) -> float:
-    """F1 on the second half of the atom and threshold that have the best on the first."""
+def best_f1(codes: Codes, is_concept: Bool[np.ndarray, " N"], half: Bool[np.ndarray, " N"]) -> tuple[int | None, float]:
+    """The atom that, with a threshold, has the best F1 on the rows of ``half``, and its F1 on the others; None if none is active."""
     first, truth = codes[np.flatnonzero(half)].tocsc(), is_concept[half]
-    best, atom, threshold = -1.0, 0, 0.0
-    for a in np.unique(first.indices.size and codes[np.flatnonzero(half & is_concept)].indices):
+    best, atom, threshold = -1.0, None, 0.0
+    for a in np.unique(codes[np.flatnonzero(half & is_concept)].indices):
         rows = slice(first.indptr[a], first.indptr[a + 1])
         order = np.argsort(-first.data[rows], kind="stable")
         hits = np.cumsum(truth[first.indices[rows]][order])
@@ -106,11 +106,11 @@ def _best_f1(codes: Codes, is_concept: Bool[np.ndarray, " N"], half: Bool[np.nda
         place = int(f1.argmax())
         if f1[place] > best:
             best, atom, threshold = float(f1[place]), int(a), float(first.data[rows][order][place])
-    if best < 0:
-        return 0.0
+    if atom is None:
+        return None, 0.0
     said = codes[np.flatnonzero(~half)][:, [atom]].toarray()[:, 0] >= threshold
     truth = is_concept[~half]
-    return float(2 * (said & truth).sum() / max(1, said.sum() + truth.sum()))
+    return atom, float(2 * (said & truth).sum() / max(1, said.sum() + truth.sum()))
 
 
 def _probe(codes: Codes, is_concept: Bool[np.ndarray, " N"], half: Bool[np.ndarray, " N"]) -> float:

@@ -29,6 +29,7 @@ from gradatoms.gradients.linear import LinearSite
 from gradatoms.gradients.module_files import load_modules, save_modules
 from gradatoms.gradients.passes import WatchedPass
 from gradatoms.gradients.sequences import TokenSequence, tokenize_usable
+from gradatoms.gradients.tuning import return_pages
 from gradatoms.hooking import has_bfloat16
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress, silent
@@ -39,6 +40,8 @@ DTYPES = ("float32", "bfloat16", "auto")
 _TENSORS = ("Q_A", "Q_S", "eigenvalues")
 HELD = 2**24
 """Numbers of rotated gradients that are held at once."""
+BATCHES = 16
+"""After so many, memory that was freed goes back to the system."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +177,9 @@ def fit_curvature(
         totals[number] += rows.T @ rows
 
     done = tokens = 0
-    for group in by_budget(some, config.batch_tokens):
+    for i, group in enumerate(by_budget(some, config.batch_tokens)):
+        if i % BATCHES == 0:
+            return_pages()
         batch = pad(group, loaded.device)
         real = real_tokens(group, batch)
         passes.run(
@@ -184,6 +189,7 @@ def fit_curvature(
         )
         done, tokens = done + len(group), tokens + int(real.sum())
         progress("curvature", done, len(some))
+    return_pages()
     bases = []
     for site, a, s in zip(sites, A, S, strict=True):
         if not (torch.isfinite(a).all() and torch.isfinite(s).all()) or not s.any():
@@ -234,7 +240,9 @@ def _fitted(
             total[number] += rotated.square_().sum(dim=0)
 
     done = 0
-    for group in by_budget(sequences, batch_tokens):
+    for i, group in enumerate(by_budget(sequences, batch_tokens)):
+        if i % BATCHES == 0:
+            return_pages()
         passes.run(pad(group, passes.loaded.device), lambda number, x: x.float(), leave)
         done += len(group)
         progress("eigenvalues", done, len(sequences))

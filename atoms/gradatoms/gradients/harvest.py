@@ -17,7 +17,7 @@ from gradatoms.gradients.rows import finite_rows, merge_rows, no_rows
 from gradatoms.gradients.sequences import TokenSequence
 from gradatoms.gradients.skipped import Skipped, counted, list_skipped
 from gradatoms.gradients.task import HarvestConfig, HarvestTask, record_of
-from gradatoms.gradients.tuning import Choices, Fidelity, free_memory, is_out_of_memory
+from gradatoms.gradients.tuning import Choices, Fidelity, free_memory, is_out_of_memory, return_pages
 from gradatoms.gradients.weights import Weights
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress, silent
@@ -176,6 +176,7 @@ class _Harvest:
         committed = time.monotonic()
         for unit in self._together() if task.ranks.together else self._units():
             self._append(unit, self._gradients(task.branches(unit)))
+            return_pages()
             if time.monotonic() - committed >= task.config.commit_seconds:
                 self.writer.flush(wait=False)
                 committed = time.monotonic()

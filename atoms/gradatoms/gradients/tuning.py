@@ -6,10 +6,12 @@ there: timings differ from run to run, and rows are equal bit for bit only if th
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -44,6 +46,7 @@ WORTH_SHARING = 1.2
 _EXACT = 1e-2
 """Relative difference of a gradient that sharing may make: rounding makes 1e-5 to 1e-3, a wrong mask far more."""
 _WIDTHS = (32, 128, 512, 2048)
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,8 +333,18 @@ def _batch_tokens(branches: Sequence[TokenSequence], take: ResidualGradients, fo
 def free_memory() -> None:
     """Let go of what a pass that failed may have left."""
     gc.collect()
+    return_pages()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def return_pages() -> None:
+    """Give the system the memory of arrays that are gone; where glibc allocates it would keep pages, ever more of them.
+
+    Every batch has its own shape, so freed pieces seldom fit the next one: a harvest of thousands of documents grew by gigabytes.
+    """
+    if _trim is not None:
+        _trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
