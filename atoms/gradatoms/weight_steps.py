@@ -34,6 +34,7 @@ from gradatoms.gradients.passes import WatchedPass, raw_gradients
 from gradatoms.gradients.projection import FILE, Projection, dense
 from gradatoms.gradients.sequences import tokenize_usable
 from gradatoms.gradients.task import example_of
+from gradatoms.gradients.tuning import document_tokens
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress, silent
 from gradatoms.steering import Meter, Steered, generate
@@ -173,7 +174,7 @@ def documents_step(
     take = WatchedPass(loaded, sites)
     total = [torch.zeros(s.d_out, s.d_in, device=loaded.device) for s in sites]
     done = 0
-    for group in by_budget(branches, 2048):
+    for group in by_budget(branches, document_tokens(loaded)):
         w = np.asarray([weight[examples[b.example][0]] for b in group], dtype=np.float32)
         for part, found in zip(total, raw_gradients(take, pad(group, loaded.device), w), strict=True):
             part += found

@@ -29,7 +29,7 @@ from gradatoms.gradients.linear import LinearSite
 from gradatoms.gradients.module_files import load_modules, save_modules
 from gradatoms.gradients.passes import WatchedPass
 from gradatoms.gradients.sequences import TokenSequence, tokenize_usable
-from gradatoms.gradients.tuning import return_pages
+from gradatoms.gradients.tuning import document_tokens, return_pages
 from gradatoms.hooking import has_bfloat16
 from gradatoms.models import LoadedModel
 from gradatoms.progress import Progress, silent
@@ -58,14 +58,15 @@ class CurvatureConfig:
     """ε, as a share of a module's mean eigenvalue; it is added to every eigenvalue."""
     dtype: str = "float32"
     """Compute dtype: ``float32``, ``bfloat16`` autocast, or ``auto``: bfloat16 where the processor has it. Factors are float32."""
-    batch_tokens: int = 1024
+    batch_tokens: int | None = None
+    """Padded tokens a batch; None: 512, on a GPU 16,384."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, known in (("eigenvalues", EIGENVALUES), ("fisher", FISHERS), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"expected {name} to be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.examples < 1 or self.batch_tokens < 1:
+        if self.examples < 1 or (self.batch_tokens is not None and self.batch_tokens < 1):
             raise ConfigError(
                 f"expected examples and batch_tokens of at least 1, got {self.examples}, {self.batch_tokens}"
             )
@@ -167,6 +168,7 @@ def fit_curvature(
     step = max(1, -(-len(examples) // config.examples))
     sequences, _ = tokenize_usable(loaded, examples[::step])
     some = [branch for branches in sequences for branch in branches]
+    batch_tokens = config.batch_tokens or document_tokens(loaded)
     draw = torch.Generator(device=loaded.device).manual_seed(config.seed) if config.fisher == "sampled" else None
     fast = config.dtype == "bfloat16" or (config.dtype == "auto" and has_bfloat16(loaded.device.type))
     passes = WatchedPass(loaded, sites, draw=draw, autocast=torch.bfloat16 if fast else None)
@@ -177,7 +179,7 @@ def fit_curvature(
         totals[number] += rows.T @ rows
 
     done = tokens = 0
-    for i, group in enumerate(by_budget(some, config.batch_tokens)):
+    for i, group in enumerate(by_budget(some, batch_tokens)):
         if i % BATCHES == 0:
             return_pages()
         batch = pad(group, loaded.device)
@@ -199,7 +201,7 @@ def fit_curvature(
             )
         bases.append((_eigen(a / max(1, done)), _eigen(s / max(1, tokens))))
     if config.eigenvalues == "ekfac":
-        values = _fitted(passes, some, [(a[1], s[1]) for a, s in bases], config.batch_tokens, progress)
+        values = _fitted(passes, some, [(a[1], s[1]) for a, s in bases], batch_tokens, progress)
     else:
         values = [s[0][:, None] * a[0][None, :] for a, s in bases]
     modules = tuple(

@@ -19,7 +19,7 @@ from gradatoms.gradients.residual import ResidualGradients
 from gradatoms.gradients.rows import merge_rows
 from gradatoms.gradients.sequences import OBJECTIVES, POSITIONS, TokenSequence, Unusable, tokenize_usable
 from gradatoms.gradients.skipped import counted
-from gradatoms.gradients.tuning import BATCH_TOKENS, Choices, choose
+from gradatoms.gradients.tuning import Choices, choose, document_tokens
 from gradatoms.gradients.weights import DOCUMENT, Weights
 from gradatoms.models import HookSite, LoadedModel
 from gradatoms_store import ACTIVATION, ExampleRecord, GradientBlock, HookSpec, Store, StoreHeader
@@ -43,7 +43,7 @@ class HarvestConfig:
     store_dtype: str = "float16"
     """Dtype of the stored unit directions."""
     batch_tokens: int | None = None
-    """Padded tokens in a batch; bounds memory. None finds the fastest; out of memory halves it."""
+    """Padded tokens in a batch; bounds memory. None finds the fastest (of rows of documents: DOCUMENT_TOKENS); out of memory halves it."""
     padding: str = "auto"
     """``right`` without a mask, ``masked`` to the right, ``left`` with one, or ``auto``, the first that changes no row."""
     share_prefixes: bool = True
@@ -115,7 +115,7 @@ class HarvestTask:
             config = replace(config, hooks=config.hooks or (loaded.default_hook(),))
         else:
             require_document_rows(config, ranks)
-            config = replace(config, share_prefixes=False, batch_tokens=config.batch_tokens or _document_tokens(loaded))
+            config = replace(config, share_prefixes=False, batch_tokens=config.batch_tokens or document_tokens(loaded))
         hooks = loaded.find_hooks(config.hooks)
         sequences, unusable = tokenize_usable(
             loaded,
@@ -189,11 +189,6 @@ class HarvestTask:
         reasons = counted(item.reason for item in self.unusable)
         examples, sequences = [self.examples[i] for i in left], [self.sequences[i] for i in left]
         return make_plan(examples, sequences, take, choices, self.header, out, reasons)
-
-
-def _document_tokens(loaded: LoadedModel) -> int:
-    """Padded tokens a batch of whole documents: the graph reaches down to the lowest module, so memory, not speed, decides."""
-    return BATCH_TOKENS.get(loaded.device.type, BATCH_TOKENS["cpu"])
 
 
 def require_document_rows(config: HarvestConfig, ranks: Ranks | None = None) -> None:

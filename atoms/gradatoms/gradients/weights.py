@@ -32,6 +32,7 @@ from gradatoms.gradients.passes import WatchedPass
 from gradatoms.gradients.projection import ModuleProjection, Projection, signs
 from gradatoms.gradients.residual import BatchGradients
 from gradatoms.gradients.sequences import tokenize_usable
+from gradatoms.gradients.tuning import document_tokens
 from gradatoms.models import LoadedModel
 from gradatoms_store import SKETCH, HookSpec
 
@@ -163,11 +164,11 @@ def document_rows(
     examples: Sequence[Example],
     objective: str = "nll",
     *,
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = None,
 ) -> Iterator[tuple[Int[np.ndarray, " B"], Float[np.ndarray, "B D"]]]:
     """Rows of documents that are in no store, in the components of one: numbers among ``examples``, and gradients (not pushes).
 
-    Documents that cannot be used are left out.
+    Documents that cannot be used are left out. ``batch_tokens``: padded tokens a batch; None as for a harvest.
     """
     known = linear_sites(loaded)
     missing = [m.name for m in projection.modules if m.name not in known]
@@ -182,7 +183,7 @@ def document_rows(
     branches = [branch for one in sequences for branch in one]
     whole = [len(one) for one in sequences]
     held: dict[int, list[np.ndarray]] = {}
-    for group in by_budget(branches, batch_tokens):
+    for group in by_budget(branches, batch_tokens or document_tokens(loaded)):
         found = take(pad(group, loaded.device))
         ready = []
         for example, row in zip(found.example.tolist(), found.gradients[HOOK], strict=True):
