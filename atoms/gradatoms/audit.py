@@ -34,7 +34,6 @@ from gradatoms.errors import ConfigError, OutputExistsError
 from gradatoms.examples import Example
 from gradatoms.files import write_json
 from gradatoms.gradients.curvature import Curvature, CurvatureConfig, curvature_about, fit_curvature
-from gradatoms.gradients.harvest import is_complete
 from gradatoms.gradients.linear import find_linear
 from gradatoms.gradients.task import HarvestConfig
 from gradatoms.gradients.weight_harvest import CURVATURE, WeightConfig, harvest_weights
@@ -98,7 +97,7 @@ def audit(
         teacher: names the atoms; by default the one without a model.
 
     Raises:
-        StoreMismatchError: ``out`` holds an audit of something else.
+        StoreMismatchError: ``out`` holds an audit of something else; ConfigError: or one with other settings.
     """
     out, config = Path(out), config or AuditConfig()
     out.mkdir(parents=True, exist_ok=True)
@@ -169,10 +168,18 @@ def _labelled(
 ) -> Atoms:
     if not folder.exists():
         fit_store(stores, folder, config.fit, progress=progress)
-    atoms = load_atoms(folder)
+    atoms, asked = load_atoms(folder), config.fit.to_dict()
+    other = [
+        f"{key} {was!r}, not {asked.get(key)!r}" for key, was in atoms.config["fit"].items() if was != asked.get(key)
+    ]
+    if other:
+        raise ConfigError(
+            f"expected the settings that {folder} was fitted with, got others: {', '.join(other)}; choose another folder"
+        )
     require_same_model(atoms, loaded)
-    if len(load_labels(folder)) == 0:
-        label_atoms(atoms, teacher or RuleTeacher(), load=lambda: loaded, config=config.evidence, progress=progress)
+    label_atoms(
+        atoms, teacher or RuleTeacher(), load=lambda: loaded, config=config.evidence, missing=True, progress=progress
+    )
     return atoms
 
 
@@ -207,19 +214,25 @@ def diff(
     """Two data sets by their atoms, those that differ most (by z) first; written to ``diff.json`` in ``out``.
 
     The curvature is of both together, and so is the dictionary.
+
+    Raises:
+        ConfigError, StoreMismatchError: ``out`` holds the difference of something else.
     """
     out, config = Path(out), config or AuditConfig()
     out.mkdir(parents=True, exist_ok=True)
     both = [*one, *two]
     path, sites = out / CURVATURE, find_linear(loaded, config.weights.modules)
     about = curvature_about(loaded, both, sites, config.weights.curvature)
+    stores = [out / "one.gstore", out / "two.gstore"]
     if config.weights.projection.kind == "eigen" and not (path.exists() and Curvature.load(path).is_of(about)):
+        if any(store.exists() for store in stores):
+            raise ConfigError(
+                f"expected the data sets, model and modules that {out} was begun with, got others; choose another folder"
+            )
         fit_curvature(loaded, both, sites, config.weights.curvature, progress=progress).save(path)
     shared = path if config.weights.projection.kind == "eigen" else None
-    stores = [out / "one.gstore", out / "two.gstore"]
     for store, examples in zip(stores, (one, two), strict=True):
-        if not (store.exists() and is_complete(store)):
-            _harvested(loaded, examples, store, config, shared, progress)
+        _harvested(loaded, examples, store, config, shared, progress)
     atoms = _labelled(loaded, stores, out / "both.atoms", config, teacher, progress)
     opened = [open_store(store) for store in stores]
     spectra = [spectrum(atoms, store) for store in opened]

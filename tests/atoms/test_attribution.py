@@ -25,6 +25,7 @@ from gradatoms.gradients.weight_harvest import WeightConfig, harvest_weights
 from gradatoms.labels.measuring import EvidenceConfig
 from gradatoms.models import LoadedModel
 from gradatoms.retraining import RetrainConfig, retraining_check
+from gradatoms_store import StoreMismatchError
 
 EXAMPLES = list(read_examples("builtin:corrections", limit=100))
 WEIGHTS = WeightConfig(projection=ProjectionConfig(top_k=30), sketch=4)
@@ -114,11 +115,19 @@ def test_an_audit_says_what_a_data_set_teaches(tiny: LoadedModel, tmp_path: Path
     assert kept["documents"] == len(EXAMPLES) and kept["atoms"][0]["atom"] == found[0].atom
     first = found[0].top[0].example
     assert kept["texts"][str(first)]["target"] == EXAMPLES[first].target
+    labels = tmp_path / "a" / "audit.atoms" / "labels.jsonl"
+    lines = labels.read_text().splitlines(keepends=True)
+    labels.write_text("".join(lines[:3]))  # as an interruption leaves it
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*.safetensors")}
     assert audit(tiny, EXAMPLES, tmp_path / "a", FEW) == found  # nothing is made again
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*.safetensors") if "projection" not in p.name} == {
         p: t for p, t in times.items() if "projection" not in p.name
     }
+    assert [json.loads(x)["label"] for x in labels.read_text().splitlines()] == [json.loads(x)["label"] for x in lines]
+    with pytest.raises(ConfigError, match="n_atoms 10, not 11"):
+        audit(tiny, EXAMPLES, tmp_path / "a", replace(FEW, fit=replace(FEW.fit, n_atoms=11)))
+    with pytest.raises(StoreMismatchError):
+        audit(tiny, EXAMPLES[1:], tmp_path / "a", FEW)
 
 
 def test_the_difference_of_two_data_sets_is_what_one_has_more_of(tiny: LoadedModel, tmp_path: Path) -> None:
@@ -130,6 +139,8 @@ def test_the_difference_of_two_data_sets_is_what_one_has_more_of(tiny: LoadedMod
     assert found[0].more == 1 and found[0].z > 2 and "zzzz" in found[0].label
     assert sum(h.example >= 40 for h in found[0].documents) >= 4
     assert diff(tiny, [*EXAMPLES[:40], *own], EXAMPLES[30:85], tmp_path / "d", config) == found  # nothing is made again
+    with pytest.raises(ConfigError, match="another folder"):
+        diff(tiny, EXAMPLES[:40], EXAMPLES[30:85], tmp_path / "d", config)
 
 
 def test_documents_of_an_atom_are_left_out(index: Attribution, tmp_path: Path) -> None:

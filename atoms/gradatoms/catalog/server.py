@@ -15,7 +15,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from gradatoms.catalog.wheel import Ride
     from gradatoms.models import LoadedModel
     from gradatoms.projector.describe import Describer
+
+T = TypeVar("T")
 
 ON_MAP = 3000
 """Atoms drawn at once; a closer look asks for those in view."""
@@ -88,38 +90,39 @@ class Shelf:
         """The trained projector, opened once; None where there is none."""
         from gradatoms.projector.describe import Describer
 
-        if "describer" not in self._kept:
+        def opened() -> Describer | None:
             try:
-                self._kept["describer"] = Describer.open(loaded, self.atoms)
+                return Describer.open(loaded, self.atoms)
             except AtomsFormatError:
-                self._kept["describer"] = None
-        found: Describer | None = self._kept["describer"]
-        return found
+                return None
+
+        return self._once("describer", opened)
 
     def attribution(self) -> Attribution:
         """The index of documents by atoms, opened once."""
         from gradatoms.attribution import Attribution
 
-        if "attribution" not in self._kept:
-            self._kept["attribution"] = Attribution(self.atoms)
-        found: Attribution = self._kept["attribution"]
-        return found
+        return self._once("attribution", lambda: Attribution(self.atoms))
 
     def meanings(self) -> Meanings:
         """The search by meaning, with its sentence model, loaded once."""
-        if "meanings" not in self._kept:
+
+        def loaded() -> Meanings:
             sentences = EmbeddingJudge()
-            self._kept["meanings"] = Meanings(self.index, sentences.embed, sentences.name)
-        found: Meanings = self._kept["meanings"]
-        return found
+            return Meanings(self.index, sentences.embed, sentences.name)
+
+        return self._once("meanings", loaded)
 
     def spectrum(self, number: int) -> dict[str, Any]:
+        """What a store holds of each atom, read once."""
         from gradatoms.catalog.compare import spectrum
 
-        key = f"spectrum {number}"
-        if key not in self._kept:
-            self._kept[key] = spectrum(self.atoms, open_store(self.stores[number]))
-        found: dict[str, Any] = self._kept[key]
+        return self._once(f"spectrum {number}", lambda: spectrum(self.atoms, open_store(self.stores[number])))
+
+    def _once(self, what: str, make: Callable[[], T]) -> T:
+        if what not in self._kept:
+            self._kept[what] = make()
+        found: T = self._kept[what]
         return found
 
 
