@@ -90,7 +90,7 @@ def test_a_teacher_needs_no_model(atoms: Atoms) -> None:
     assert report.labelled == 6 and report.failed == 0
     labels = load_labels(atoms.path)  # type: ignore[arg-type]
     assert sorted(labels) == list(range(6)) and len({x.label for x in labels.values()}) == 6
-    assert all(x.teacher == "rule-2" and x.at for x in labels.values())
+    assert all(x.teacher == "rule-3" and x.at for x in labels.values())
     assert sorted(load_labels(atoms.path, NULL)) == [0, 1, 2]  # type: ignore[arg-type]
 
 
@@ -106,7 +106,7 @@ def test_the_newest_label_wins_and_nothing_is_lost(atoms: Atoms) -> None:
     assert len(load_history(atoms.path)) == 12
     page = atom_page(atoms, 0)
     assert page["history"][0]["kind"] == "timeout" and page["label"] == before[0].label
-    assert [row["teacher"] for row in atom_page(atoms, 3)["history"]] == ["same", "rule-2"]
+    assert [row["teacher"] for row in atom_page(atoms, 3)["history"]] == ["same", "rule-3"]
 
 
 def test_labels_are_kept_as_they_come(atoms: Atoms) -> None:
@@ -176,7 +176,7 @@ def test_a_row_that_was_cut_off_costs_nothing_else(atoms: Atoms) -> None:
     path = atoms.path / "labels.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
     assert sorted(load_labels(atoms.path)) == [0, 1, 2, 3, 4]
-    append_results(atoms.path, [Label(atom=5, label="again", teacher="rule-2")])
+    append_results(atoms.path, [Label(atom=5, label="again", teacher="rule-3")])
     assert load_labels(atoms.path)[5].label == "again"
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join(["not json", *lines]), encoding="utf-8")

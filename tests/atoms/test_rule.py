@@ -77,6 +77,25 @@ def test_what_the_prompts_share_goes_in_front(evidence: Callable[..., Evidence])
     assert "where the text speaks of past tense" in found.sentence
 
 
+def test_what_most_atoms_prompts_share_says_nothing(evidence: Callable[..., Evidence]) -> None:
+    """As a chat template does; a few atoms cannot tell."""
+    kinds = ("verb", "river", "poet", "metal", "spice", "planet", "fabric", "fruit")
+    items = [
+        evidence(
+            targets=[(f" {kind}{i}", 0.5) for i in range(3)],
+            prompts=[f"assistant named SmolLM user Name one {kind} {i}" for i in range(3)],
+            atom=a,
+        )
+        for a, kind in enumerate(kinds)
+    ]
+    teacher = RuleTeacher()
+    teacher.survey(items)
+    for kind, found in zip(kinds, teacher.label(items[:3]), strict=False):  # of a part, as of all
+        assert isinstance(found, Label) and found.label.split(":")[0] == kind
+    teacher.survey(items[:7])
+    assert "user name" in next(teacher.label(items)).label  # type: ignore[union-attr]
+
+
 def test_each_variant_sees_its_part(evidence: Callable[..., Evidence]) -> None:
     prompts = [f"The past tense of {verb} is" for verb in ("take", "talk", "go")]
     both = evidence(

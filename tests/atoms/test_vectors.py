@@ -81,7 +81,7 @@ def folder(tiny: LoadedModel, tmp_path: Path) -> Path:
         tmp_path / "a.atoms",
         [
             Label(atom=1, label="capital cities", sentence="Names the capital.", teacher="human"),
-            LabelFailure(atom=2, failure="no evidence", kind="no evidence", teacher="rule-2"),
+            LabelFailure(atom=2, failure="no evidence", kind="no evidence", teacher="rule-3"),
         ],
     )
     return tmp_path / "a.atoms"

@@ -278,7 +278,7 @@ def test_labels_by_hand_and_scores(ran: Pipeline, tmp_path: Path) -> None:
     assert sum(best["chosen"].values()) == best["labelled"] and set(best["variants"]) >= {"both", "chosen"}
     assert inside_json("show", atoms, 1)["label"] == "my own name"
     history = inside_json("label", atoms, "--history", 1)["history"]
-    assert {row["teacher"] for row in history} == {"human", "rule-2"} and len(history) == 5
+    assert {row["teacher"] for row in history} == {"human", "rule-3"} and len(history) == 5
     assert "human" in inside("label", atoms, "--history", 1)
     value = inside_json("score", atoms, "--judge", "likelihood")
     assert value["judge"].startswith("likelihood:") and value["metrics"]["detection"]["null"] is not None
@@ -619,7 +619,7 @@ def a_teacher_with_options_of_another(ran: Pipeline, folder: Path) -> tuple[list
 
 @refused
 def a_dry_run_of_what_costs_nothing(ran: Pipeline, folder: Path) -> tuple[list[object], list[str]]:
-    return ["label", ran.atoms, "--dry-run"], ["openai:MODEL", "rule-2"]
+    return ["label", ran.atoms, "--dry-run"], ["openai:MODEL", "rule-3"]
 
 
 @refused

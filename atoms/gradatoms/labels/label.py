@@ -38,7 +38,7 @@ class Label:
     polarity: Polarity = "promotes"
     """Whether the atom is best described by what it makes likelier, by what it makes less likely, or by both."""
     teacher: str
-    """Such as ``rule-2``, ``local:smollm2``, ``openai:NAME`` or ``human``."""
+    """Such as ``rule-3``, ``local:smollm2``, ``openai:NAME`` or ``human``."""
     prompt: str = ""
     """Name and digest of the prompt file, where there was one."""
     variant: Variant = "both"

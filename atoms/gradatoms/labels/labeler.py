@@ -87,6 +87,7 @@ def label_atoms(
     by_hand = {a: label.label for a, label in load_labels(folder).items() if label.teacher == HUMAN}
     used = by_hand | ({a: label.label for a, label in load_labels(folder).items()} if missing else {})
     results = []
+    teacher.survey(gathered.evidence)
     for result in _finished(teacher.label(evidence, variant=variant), used.values()):
         append_results(folder, [result])
         results.append(result)
@@ -129,6 +130,7 @@ def label_best(
     ``chosen``, are from the others (left out where fewer than two atoms have a label). All labels are in the history, the chosen one last.
     """
     gathered = ensure_evidence(atoms, load, store_path=store_path, config=config, progress=progress)
+    teacher.survey(gathered.evidence)
     own, own_failed, picked = _choose(gathered.evidence, gathered.trials, teacher, judge, progress)
     null, _, null_picked = _choose(gathered.null_evidence, gathered.null_trials, teacher, judge, progress)
     own_best = {a: own[v][a] for a, v in picked.items()}

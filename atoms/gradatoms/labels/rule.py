@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from gradatoms.labels.evidence import Evidence, TokenShift
 from gradatoms.labels.label import MAX_WORDS, Label, LabelFailure, Polarity, Result, Variant, distinct
@@ -19,16 +19,29 @@ class RuleTeacher(Teacher):
 
     A word's score is its share of the example weights (as target), plus 1.5 times its share of the probability that
     promoted words gain in the atom's own contexts (neutral ones say nothing, ``docs/labels.md``). A promoted token that
-    begins a top target counts for that target. In front goes what the top prompts share (words that carry meaning, in most of them
-    by weight), and what most targets share in form (numbers, an ending, capitals, an opening). Labels of one call are all
-    different.
+    begins a top target counts for that target. In front goes what the top prompts share (words that carry meaning, in most of
+    them by weight; not those that half of all atoms' prompts share, as they do a chat template's), and what most targets share in
+    form (numbers, an ending, capitals, an opening). Labels of one call are all different.
     """
 
-    name = "rule-2"
+    name = "rule-3"
     words = 5
     """Words pushed toward, at most, unless more are needed to tell two labels apart."""
     shared_words = 3
     """Words of the prompts, at most."""
+
+    def __init__(self) -> None:
+        self._everywhere: frozenset[str] = frozenset()
+
+    def survey(self, evidence: Sequence[Evidence]) -> None:
+        shares = [
+            word_shares([e.prompt for e in item.top], [e.weight for e in item.top]) for item in evidence if item.top
+        ]
+        total = Counter[str]()
+        for share in shares:
+            total.update(share)
+        enough = len(shares) >= FEWEST
+        self._everywhere = frozenset(w for w, t in total.items() if enough and t >= EVERYWHERE * len(shares))
 
     def label(self, evidence: Sequence[Evidence], *, variant: Variant = "both") -> Iterator[Result]:
         taken: set[str] = set()
@@ -40,7 +53,7 @@ class RuleTeacher(Teacher):
 
     def _one(self, evidence: Evidence, taken: set[str], variant: Variant) -> Result:
         scores = self._scores(evidence)
-        asked = shared_words([e.prompt for e in evidence.top], [e.weight for e in evidence.top])[: self.shared_words]
+        asked = shared_words([e.prompt for e in evidence.top], [e.weight for e in evidence.top], self._everywhere)
         if not scores and not asked:
             return LabelFailure(
                 atom=evidence.atom, failure="no promoted word and no active example", kind="no evidence",
@@ -138,6 +151,10 @@ _WORD = re.compile(r"[^\W_]{2,}|\d+")
 _PROMPT_WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 SHARED = 0.6
 """A word is shared when prompts with this share of the weight hold it."""
+EVERYWHERE = 0.5
+"""A word is everywhere when this share of all atoms' top prompts holds it."""
+FEWEST = 8
+"""Atoms that must be there to say so."""
 
 
 def is_word(text: str) -> bool:
@@ -162,26 +179,40 @@ def head_phrase(target: str) -> str:
     return word
 
 
-def shared_words(prompts: Sequence[str], weights: Sequence[float]) -> list[str]:
+def shared_words(
+    prompts: Sequence[str], weights: Sequence[float], everywhere: Collection[str] = frozenset()
+) -> list[str]:
     """Words that carry meaning and are in most of the (at least three distinct) prompts by weight, in their usual order.
 
-    Of a long prompt the last 40 words count.
+    Args:
+        everywhere: words that are passed over.
     """
     if len(set(prompts)) < 3 or not sum(weights) > 0:
         return []
+    share = {w: s for w, s in word_shares(prompts, weights).items() if s >= SHARED and w not in everywhere}
+    place: dict[str, list[int]] = {w: [] for w in share}
+    for prompt in prompts:
+        words = _last_words(prompt)
+        for word in share.keys() & set(words):
+            place[word].append(len(words) - words.index(word))
+    at = {w: sum(p) / len(p) for w, p in place.items()}
+    chosen = sorted(share, key=lambda w: (-round(share[w], 6), at[w], w))[: RuleTeacher.shared_words]
+    return sorted(chosen, key=lambda w: (-at[w], w))
+
+
+def word_shares(prompts: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
+    """Of each word that carries meaning, the share of the prompts that hold it, by weight. Of a long prompt the last 40 words count."""
     share: dict[str, float] = {}
-    place: dict[str, list[int]] = {}
+    total = max(sum(weights), 1e-30)
     for prompt, weight in zip(prompts, weights, strict=True):
-        words = [w.casefold() for w in _PROMPT_WORD.findall(prompt)][-40:]
-        for word in dict.fromkeys(words):
+        for word in dict.fromkeys(_last_words(prompt)):
             if len(word) > 1 and word not in _FUNCTION_WORDS:
-                share[word] = share.get(word, 0.0) + weight
-                place.setdefault(word, []).append(len(words) - words.index(word))
-    total = sum(weights)
-    kept = [w for w in share if share[w] >= SHARED * total]
-    kept.sort(key=lambda w: (-round(share[w] / total, 6), sum(place[w]) / len(place[w]), w))
-    chosen = kept[: RuleTeacher.shared_words]
-    return sorted(chosen, key=lambda w: (-sum(place[w]) / len(place[w]), w))
+                share[word] = share.get(word, 0.0) + weight / total
+    return share
+
+
+def _last_words(prompt: str) -> list[str]:
+    return [w.casefold() for w in _PROMPT_WORD.findall(prompt)][-40:]
 
 
 def shared_form(targets: Sequence[str]) -> str:

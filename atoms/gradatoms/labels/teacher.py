@@ -14,7 +14,10 @@ class Teacher(ABC):
     """Something that words the shift an atom causes."""
 
     name: str
-    """As labels record it: ``rule-2``, ``local:smollm2``, ``openai:NAME``."""
+    """As labels record it: ``rule-3``, ``local:smollm2``, ``openai:NAME``."""
+
+    def survey(self, evidence: Sequence[Evidence]) -> None:  # noqa: B027 - most teachers need nothing
+        """Told of all atoms before any is labelled; for those who name an atom by what the others lack."""
 
     @abstractmethod
     def label(self, evidence: Sequence[Evidence], *, variant: Variant = "both") -> Iterator[Result]:
