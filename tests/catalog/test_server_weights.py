@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from catalog_fixtures import HOSTILE, SCRIPT, Served, labelled_folder, served
 
+from gradatoms.dictionary.base import Atoms
 from gradatoms.gradients.weight_harvest import WeightConfig, harvest_weights
+from gradatoms.models import LoadedModel
+from gradatoms.weight_steps import Way, WeightStep, atom_step
 
 ATOMS = "0,1"
 STEER = {"prompt": "The capital", "atoms": ATOMS, "alpha_0": "0.02", "alpha_1": "-0.01", "auto": "0", "max_tokens": "4"}
@@ -50,6 +53,28 @@ def test_a_step_streams_both_texts_and_is_taken_back(of_weights: Served, way: st
     assert first == pytest.approx(-2 * second, rel=1e-2)
     assert [e["kind"] for e in found[-2:]] == ["effects", "end"] and not found[-1]["cut"]
     assert [e for e in found if e["kind"] == "plain"][-1] == plain
+
+
+def test_a_step_is_made_once_while_only_its_strength_changes(
+    of_weights: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, str]] = []
+
+    def counted(loaded: LoadedModel, atoms: Atoms, atom: int, way: Way) -> WeightStep:
+        made.append((atom, way))
+        return atom_step(loaded, atoms, atom, way)
+
+    monkeypatch.setattr("gradatoms.catalog.wheel.atom_step", counted)
+    events(of_weights, way="sqrt")  # whatever was kept before is of another way from here on
+    made.clear()
+    first = events(of_weights, way="documents")
+    assert made == [(0, "documents"), (1, "documents")]
+    assert events(of_weights, way="documents") == first
+    events(of_weights, way="documents", alpha_0="0.05")
+    assert len(made) == 2
+    events(of_weights, way="sqrt")
+    events(of_weights, way="documents", atoms="1", alpha_0="0.02")
+    assert made[2:] == [(0, "sqrt"), (1, "sqrt"), (1, "documents")]
 
 
 def test_a_strength_is_of_the_step_as_it_is(of_weights: Served) -> None:

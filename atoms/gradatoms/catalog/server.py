@@ -48,7 +48,7 @@ from gradatoms_store import StoreError, open_store
 
 if TYPE_CHECKING:
     from gradatoms.attribution import Attribution
-    from gradatoms.catalog.wheel import Ride
+    from gradatoms.catalog.wheel import Ride, Steps
     from gradatoms.models import LoadedModel
     from gradatoms.projector.describe import Describer
 
@@ -157,6 +157,7 @@ def create_app(shelf: Shelf, *, hosts: Sequence[str], token: str | None = None) 
     token = token or new_token()
     worker = Worker(shelf.load)
     curves = Curves(shelf.atoms, worker)
+    steps: Steps = {}
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -270,7 +271,7 @@ def create_app(shelf: Shelf, *, hosts: Sequence[str], token: str | None = None) 
     async def ridden(what: Ride) -> AsyncIterator[dict[str, Any]]:
         from gradatoms.catalog.wheel import ride
 
-        events = worker.stream(lambda loaded, job: ride(loaded, shelf.atoms, what, lambda: job.stopped))
+        events = worker.stream(lambda loaded, job: ride(loaded, shelf.atoms, what, lambda: job.stopped, steps))
         async with aclosing(events):
             async for event in events:
                 yield event

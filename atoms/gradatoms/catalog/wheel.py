@@ -16,7 +16,7 @@ from gradatoms.errors import ConfigError
 from gradatoms.lookahead import NEUTRAL
 from gradatoms.models import LoadedModel
 from gradatoms.steering import Meter, Operator, Positions, applied, calibrate, pad_id, sampling, steering
-from gradatoms.weight_steps import Way, applied_step, atom_step, blend, calibrate_step
+from gradatoms.weight_steps import Way, WeightStep, applied_step, atom_step, blend, calibrate_step
 
 MAX_TOKENS = 200
 MAX_ALPHA = 4.0
@@ -25,6 +25,8 @@ MAX_PROMPT = 2000
 MAX_ATOMS = 8
 SECONDS = 60.0
 """A generation that takes longer is cut."""
+Steps = dict[tuple[int, Way], WeightStep]
+"""Steps of the weights by atom and way; one of documents takes seconds to make."""
 EXAMPLES = 6
 """Examples of the leading atom that an on-target effect is the mean over."""
 
@@ -103,18 +105,29 @@ def _of_activations(loaded: LoadedModel, atoms: Atoms, asked: Ride) -> _Lever:
     return _Lever(what.alpha, lambda: applied(loaded, what), asked.positions)
 
 
-def _of_weights(loaded: LoadedModel, atoms: Atoms, asked: Ride) -> _Lever:
-    steps = [atom_step(loaded, atoms, i, asked.way) for i in asked.atoms]
-    step, size = blend(list(zip(steps, asked.alpha, strict=True)))
+def _of_weights(loaded: LoadedModel, atoms: Atoms, asked: Ride, kept: Steps) -> _Lever:
+    steps = {(i, asked.way): kept.get((i, asked.way)) or atom_step(loaded, atoms, i, asked.way) for i in asked.atoms}
+    kept.clear()
+    kept.update(steps)
+    step, size = blend([(steps[i, asked.way], a) for i, a in zip(asked.atoms, asked.alpha, strict=True)])
     scale = 1.0
     if asked.kl is not None:
         scale = calibrate_step(Meter(loaded, [asked.prompt], tokens=1), loaded, step, asked.kl)[0] / size
     return _Lever([scale * a for a in asked.alpha], lambda: applied_step(loaded, step, scale * size))
 
 
-def ride(loaded: LoadedModel, atoms: Atoms, asked: Ride, stopped: Callable[[], bool]) -> Generator[dict[str, Any]]:
-    """Events: ``strength`` (alpha, kl), ``plain`` and ``steered`` (the text so far), ``effects`` (on and off target), ``end``."""
-    lever = (_of_weights if atoms.space == "weights" else _of_activations)(loaded, atoms, asked)
+def ride(
+    loaded: LoadedModel, atoms: Atoms, asked: Ride, stopped: Callable[[], bool], kept: Steps | None = None
+) -> Generator[dict[str, Any]]:
+    """Events: ``strength`` (alpha, kl), ``plain`` and ``steered`` (the text so far), ``effects`` (on and off target), ``end``.
+
+    Args:
+        kept: where the last ride's steps of the weights stand, and this one's are left.
+    """
+    if atoms.space == "weights":
+        lever = _of_weights(loaded, atoms, asked, {} if kept is None else kept)
+    else:
+        lever = _of_activations(loaded, atoms, asked)
     digits = 6 if atoms.space == "weights" else 4
     kl = lever.effect(loaded, [asked.prompt])
     yield {"kind": "strength", "alpha": [round(a, digits) for a in lever.alpha], "kl": kl}
