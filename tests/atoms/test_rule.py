@@ -112,6 +112,7 @@ def test_each_variant_sees_its_part(evidence: Callable[..., Evidence]) -> None:
         (["The capital of Peru is", "The capital of Chad is", "Its capital is"], ["capital"]),
         (["a b c", "the of in", "1 2 3"], []),
         (["same words here", "same words here"], []),
+        (["<|im_end|> a", "<|im_end|> b", "<|im_end|> c"], []),
         (["Rain in Spain", "rain, again", "more RAIN"], ["rain"]),
         ([], []),
     ],
@@ -210,7 +211,15 @@ def test_equal_evidence_gives_equal_labels(evidence: Callable[..., Evidence]) ->
 
 @pytest.mark.parametrize(
     "target, word",
-    [(" the Nile", "Nile"), (" A cat.", "cat."), (" The", "The"), (" Paris, France", "Paris"), ("  ", "")],
+    [
+        (" the Nile", "Nile"),
+        (" A cat.", "cat."),
+        (" The", "The"),
+        (" Paris, France", "Paris"),
+        ("  ", ""),
+        ("No.<|im_end|>\n", "No."),
+        ("</b>", "</b>"),
+    ],
 )
 def test_head_words(target: str, word: str) -> None:
     assert head_word(target) == word

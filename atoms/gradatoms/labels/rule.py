@@ -148,6 +148,7 @@ _PATTERNS = {
 }
 
 _WORD = re.compile(r"[^\W_]{2,}|\d+")
+_MARK = re.compile(r"<\|[^|<>\s]+\|>")  # of a chat template, such as <|im_end|>
 _PROMPT_WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 SHARED = 0.6
 """A word is shared when prompts with this share of the weight hold it."""
@@ -163,8 +164,8 @@ def is_word(text: str) -> bool:
 
 
 def head_word(target: str) -> str:
-    """The first word of a target that says something: articles are passed over."""
-    words = target.split()
+    """The first word of a target that says something: articles and a chat's marks are passed over."""
+    words = _MARK.sub(" ", target).split()
     if len(words) > 1 and words[0].casefold() in {"a", "an", "the"}:
         words = words[1:]
     return words[0].strip(",;:") if words else ""
@@ -172,8 +173,8 @@ def head_word(target: str) -> str:
 
 def head_phrase(target: str) -> str:
     """The head word, with the next one where both are capitalised, as in names."""
-    word = head_word(target)
-    rest = target.split()[target.split().index(word) + 1 :] if word in target.split() else []
+    word, words = head_word(target), _MARK.sub(" ", target).split()
+    rest = words[words.index(word) + 1 :] if word in words else []
     if rest and word[:1].isupper() and rest[0][:1].isupper():
         return f"{word} {rest[0].strip(',;:')}"
     return word
@@ -212,7 +213,7 @@ def word_shares(prompts: Sequence[str], weights: Sequence[float]) -> dict[str, f
 
 
 def _last_words(prompt: str) -> list[str]:
-    return [w.casefold() for w in _PROMPT_WORD.findall(prompt)][-40:]
+    return [w.casefold() for w in _PROMPT_WORD.findall(_MARK.sub(" ", prompt))][-40:]
 
 
 def shared_form(targets: Sequence[str]) -> str:
