@@ -96,4 +96,5 @@ def test_a_text_and_its_documents(of_weights: Served) -> None:
     assert found.status_code == 200 and "share an atom with it" in found.text
     likelier = found.text.split("Make it likelier")[1].split("Make it less likely")[0]
     assert "&lt;script&gt;alert(1)&lt;/script&gt; is" in likelier
+    assert '<th class="number">score</th>' in likelier
     assert SCRIPT not in found.text and "<img" not in found.text
