@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -179,9 +179,7 @@ def fit_curvature(
         totals[number] += rows.T @ rows
 
     done = tokens = 0
-    for i, group in enumerate(by_budget(some, batch_tokens)):
-        if i % BATCHES == 0:
-            return_pages()
+    for group in _groups(some, batch_tokens):
         batch = pad(group, loaded.device)
         real = real_tokens(group, batch)
         passes.run(
@@ -191,7 +189,6 @@ def fit_curvature(
         )
         done, tokens = done + len(group), tokens + int(real.sum())
         progress("curvature", done, len(some))
-    return_pages()
     bases = []
     for site, a, s in zip(sites, A, S, strict=True):
         if not (torch.isfinite(a).all() and torch.isfinite(s).all()) or not s.any():
@@ -209,6 +206,15 @@ def fit_curvature(
         for site, (a, s), v in zip(sites, bases, values, strict=True)
     )
     return Curvature(modules, about | {"documents": len(some), "tokens": tokens})
+
+
+def _groups(sequences: Sequence[TokenSequence], batch_tokens: int) -> Iterator[list[TokenSequence]]:
+    """``by_budget``, giving freed memory back now and then, and at the end."""
+    for i, group in enumerate(by_budget(sequences, batch_tokens)):
+        if i % BATCHES == 0:
+            return_pages()
+        yield group
+    return_pages()
 
 
 def real_tokens(group: Sequence[TokenSequence], batch: TokenBatch) -> torch.Tensor:
@@ -242,9 +248,7 @@ def _fitted(
             total[number] += rotated.square_().sum(dim=0)
 
     done = 0
-    for i, group in enumerate(by_budget(sequences, batch_tokens)):
-        if i % BATCHES == 0:
-            return_pages()
+    for group in _groups(sequences, batch_tokens):
         passes.run(pad(group, passes.loaded.device), lambda number, x: x.float(), leave)
         done += len(group)
         progress("eigenvalues", done, len(sequences))
